@@ -1,0 +1,1 @@
+"""The client app: trains at one site and sends sums over its records."""

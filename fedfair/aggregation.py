@@ -1,0 +1,129 @@
+"""Aggregation: summed updates and coefficients in, the next global model out.
+
+    theta_b <- theta_b + eta_s / N_b  sum_paths sum_g K[path, g] sum_k U_k[path, g]
+
+N_b counts the records, over all sites, that have the modality of block b: a site without the
+modality changes neither the numerator nor the denominator. Sites are added in the order given,
+in place, so the server holds one model however many sites and groups there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fedfair.coefficients import Coefficients
+from fedfair.errors import InconsistentUpdates
+from fedfair.gradients import Path, RowPlan, Scales, path_scale
+from fedfair.local import SiteUpdate, block_records
+from fedfair.signals import Signals
+
+Vector = NDArray[np.floating]
+
+
+def pool(updates: Sequence[SiteUpdate]) -> tuple[Signals, Signals]:
+    """Return the training and the test signals summed over sites.
+
+    Raises
+    ------
+    InconsistentUpdates
+        If there is no update or the arrays do not fit together.
+    """
+    if not updates:
+        raise InconsistentUpdates("`updates` must hold at least one site's update, got none")
+    train, test = updates[0].train, updates[0].test
+    for update in updates[1:]:
+        train, test = train + update.train, test + update.test
+    return train, test
+
+
+def check_update(
+    update: SiteUpdate, paths: Sequence[Path], modalities: tuple[str, ...], lengths: Mapping[str, int], groups: int
+) -> None:
+    """Refuse an update that would poison the sum.
+
+    Raises
+    ------
+    InconsistentUpdates
+        Naming the site and the array: missing or unexpected, of another shape, or not finite.
+    """
+    update.train.check(f"site {update.site} (training records)")
+    update.test.check(f"site {update.site} (test records)")
+    expected = {
+        p.key: (groups if p.grouped else 1, lengths[p.block])
+        for p in paths
+        if block_records(update.train, modalities, p.block) > 0
+    }
+    if set(update.rows) != set(expected):
+        wrong = sorted(set(update.rows) ^ set(expected))
+        raise InconsistentUpdates(f"`rows` of site {update.site} must fit the plan, got a mismatch in {wrong}")
+    for key, value in update.rows.items():
+        if value.shape != expected[key]:
+            raise InconsistentUpdates(
+                f"`{key}` of site {update.site} must be {expected[key]}, got {value.shape}"
+            )
+        # A sum is finite only if all its terms are, short of an overflow worth refusing too.
+        if not np.isfinite(value.sum()):
+            raise InconsistentUpdates(f"`{key}` of site {update.site} must be finite, got NaN or infinity")
+
+
+def combine(
+    model: Mapping[str, Vector],
+    updates: Sequence[SiteUpdate],
+    coefficients: Coefficients,
+    plan: RowPlan,
+    modalities: tuple[str, ...],
+    terms: bool,
+    learning_rate: float = 1.0,
+    velocity: dict[str, Vector] | None = None,
+    momentum: float = 0.0,
+) -> None:
+    """Move the global model in place by the modulated mean of the updates.
+
+    Parameters
+    ----------
+    model : Mapping[str, Vector]
+        One vector [P_b] per block, writable.
+    updates : Sequence[SiteUpdate]
+        Checked updates, in a fixed order.
+    coefficients : Coefficients
+        K; it multiplies grouped rows only, the others were weighted at the site.
+    plan : RowPlan
+        The plan that the sites followed.
+    modalities : tuple[str, ...]
+        M names.
+    terms : bool
+        Whether the sites trained with extra loss terms.
+    learning_rate, momentum : float
+        Of the server.
+    velocity : dict[str, Vector] | None
+        Server momentum by block, updated in place; None for no momentum, which needs no second
+        model in memory.
+    """
+    train, _ = pool(updates)
+    scales = Scales.build(coefficients, torch.zeros((), dtype=torch.float64))
+    if velocity is None:
+        target, rate = model, learning_rate
+    else:
+        for block, value in model.items():
+            velocity[block] = velocity.get(block, np.zeros_like(value)) * momentum
+        target, rate = velocity, 1.0
+    for path in plan.paths(modalities, coefficients.live, terms):
+        records = block_records(train, modalities, path.block)
+        scale = path_scale(path, scales, modalities)
+        for update in updates:
+            if (rows := update.rows.get(path.key)) is not None:
+                _add_rows(target[path.block], rows, (scale * rate / records).tolist())
+    if velocity is not None:
+        for block, value in model.items():
+            _add_rows(value, velocity[block][None], [learning_rate])
+
+
+def _add_rows(out: Vector, rows: Vector, factors: list[float]) -> None:
+    # torch's add with alpha is one fused pass over memory; NumPy would need a temporary.
+    target = torch.from_numpy(out)
+    for row, factor in zip(torch.from_numpy(rows), factors, strict=True):
+        target.add_(row, alpha=factor)

@@ -1,0 +1,269 @@
+"""Configuration: one YAML per experiment, read into frozen dataclasses; an unknown key is an error."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fedfair.errors import ConfigError, nearest
+from fedfair.modulation import METHODS, FedAvg, Method
+
+MODES = ("gradient", "update", "weights")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which data, and which attribute is modulated.
+
+    `name` is heart, synthetic, csv or package.module:factory; `options` go to the adapter.
+    """
+
+    name: str = "heart"
+    attribute: str = "sex"
+    path: str | None = None
+    test_fraction: float = 0.35
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        _require(0 < self.test_fraction < 1, "data.test_fraction", "in (0, 1)", self.test_fraction)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which model: late_fusion or package.module:factory; `options` go to its factory."""
+
+    name: str = "late_fusion"
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How sites train.
+
+    `mode` gradient: one exact step on all records; update: local epochs, one row per group, the
+    server recombines with fresh coefficients; weights: local epochs along last round's
+    coefficients, no group rows. `group_rows` names the blocks that send group rows ("all" or a
+    list such as [fusion, encoder/ecg]). `split_rows` keeps the unimodal losses' gradients apart
+    (null: in gradient mode only). `exchanges` 2 asks for the signals first, so that coefficients
+    are never one round old.
+    """
+
+    mode: str = "update"
+    local_epochs: int = 1
+    batch_size: int = 32
+    chunk_size: int = 512
+    learning_rate: float = 0.05
+    momentum: float = 0.0
+    group_rows: str | Sequence[str] = "all"
+    split_rows: bool | None = None
+    exchanges: int = 1
+    dtype: str = "float32"
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        """Check names and ranges."""
+        _require(self.mode in MODES, "training.mode", f"one of {MODES}", self.mode)
+        for name in ("local_epochs", "batch_size", "chunk_size"):
+            _require(getattr(self, name) >= 1, f"training.{name}", "at least 1", getattr(self, name))
+        _require(self.learning_rate > 0, "training.learning_rate", "positive", self.learning_rate)
+        _require(0 <= self.momentum < 1, "training.momentum", "in [0, 1)", self.momentum)
+        _require(self.exchanges in (1, 2), "training.exchanges", "1 or 2", self.exchanges)
+        _require(self.dtype in ("float32", "float64"), "training.dtype", "float32 or float64", self.dtype)
+        if isinstance(self.group_rows, str):
+            _require(self.group_rows == "all", "training.group_rows", '"all" or a list', self.group_rows)
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """How the server aggregates; a round with fewer than `min_sites` answers ends the run."""
+
+    learning_rate: float = 1.0
+    momentum: float = 0.0
+    min_sites: int = 1
+    round_timeout: float = 3600.0
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        _require(self.learning_rate > 0, "server.learning_rate", "positive", self.learning_rate)
+        _require(0 <= self.momentum < 1, "server.momentum", "in [0, 1)", self.momentum)
+        _require(self.min_sites >= 1, "server.min_sites", "at least 1", self.min_sites)
+        _require(self.round_timeout > 0, "server.round_timeout", "positive seconds", self.round_timeout)
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """How results are assessed: score bins, smallest class count of a group AUC, resamples."""
+
+    bins: int = 128
+    group_min: int = 10
+    resamples: int = 1000
+    baseline: str = "fedavg"
+
+    def __post_init__(self) -> None:
+        """Check the ranges; an even number of bins has an edge at the threshold 0.5."""
+        _require(self.bins >= 2 and self.bins % 2 == 0, "report.bins", "even and at least 2", self.bins)
+        _require(self.group_min >= 1, "report.group_min", "at least 1", self.group_min)
+        _require(self.resamples >= 1, "report.resamples", "at least 1", self.resamples)
+        _require(self.baseline in METHODS, "report.baseline", f"one of {sorted(METHODS)}", self.baseline)
+
+
+@dataclass(frozen=True)
+class Config:
+    """One experiment; see `configs/heart.yaml` for every key with its meaning."""
+
+    name: str = "run"
+    seed: int = 0
+    rounds: int = 60
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    method: Method = field(default_factory=FedAvg)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    server: ServerConfig = field(default_factory=ServerConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
+
+    def __post_init__(self) -> None:
+        """Check the name and the ranges."""
+        _require(self.rounds >= 1, "rounds", "at least 1", self.rounds)
+        _require(
+            self.name != "" and all(c.isalnum() or c in "-_." for c in self.name) and self.name[0] != ".",
+            "name",
+            "letters, digits, - _ and . (it names a folder)",
+            self.name,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data that `parse` reads back."""
+        plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        plain["method"] = {"name": self.method.name, **plain["method"]}
+        return plain
+
+    def digest(self) -> str:
+        """Return a hash of the effective values."""
+        text = json.dumps(self.to_dict(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file and apply ``key.sub=value`` overrides.
+
+    Raises
+    ------
+    ConfigError
+        If the file is missing or not YAML, or a key or value is wrong.
+    """
+    if not path.is_file():
+        raise ConfigError(f"`config` must be an existing file, got {path}{_near_file(path)}")
+    return parse(apply(_read_yaml(path.read_text(encoding="utf-8"), str(path)), overrides))
+
+
+def parse(plain: Mapping[str, Any]) -> Config:
+    """Return the configuration of plain data.
+
+    Raises
+    ------
+    ConfigError
+        Naming the key, what it must be and the nearest known key.
+    """
+    values = dict(plain)
+    method = values.pop("method", None)
+    config: Config = _build(Config, values, "")
+    return config if method is None else dataclasses.replace(config, method=_parse_method(method))
+
+
+def apply(plain: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Return `plain` with each ``key.sub=value`` set; values are read as YAML.
+
+    Choosing another ``method.name`` drops the parameters of the method in the file.
+    """
+    result: dict[str, Any] = json.loads(json.dumps(plain))
+    for text in sorted(overrides, key=lambda o: not o.startswith("method.name=")):
+        key, sign, value = text.partition("=")
+        if not sign or not key.strip():
+            raise ConfigError(f"`--set` must be key=value, got {text!r}")
+        *parents, last = key.strip().split(".")
+        node = result
+        for part in parents:
+            child = node.setdefault(part, {})
+            if not isinstance(child, dict):
+                raise ConfigError(f"`{key}` must lie in a section, got the value {child!r} at `{part}`")
+            node = child
+        new = _read_yaml(value, key)
+        if key == "method.name" and node.get("name") != new:
+            node.clear()
+        node[last] = new
+    return result
+
+
+def _read_yaml(text: str, origin: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        where = str(error).replace("\n", " ")
+        raise ConfigError(f"{origin} must be valid YAML, got {where}") from error
+
+
+def _parse_method(plain: Any) -> Method:
+    if not isinstance(plain, Mapping) or "name" not in plain:
+        raise ConfigError(f"`method` must be a section with a `name`, got {plain!r}")
+    name = plain["name"]
+    if name not in METHODS:
+        raise ConfigError(f"`method.name` must be one of {sorted(METHODS)}, got {name!r}{nearest(str(name), METHODS)}")
+    method: Method = _build(METHODS[name], {k: v for k, v in plain.items() if k != "name"}, "method.")
+    return method
+
+
+def _build(kind: type[Any], plain: Any, prefix: str) -> Any:
+    """Build a dataclass from plain data, checking every key and type."""
+    if not isinstance(plain, Mapping):
+        raise ConfigError(f"`{prefix.rstrip('.') or 'config'}` must be a section of keys, got {plain!r}")
+    hints = typing.get_type_hints(kind)
+    known = [f.name for f in dataclasses.fields(kind)]
+    values = {}
+    for key, value in plain.items():
+        if key not in known:
+            raise ConfigError(f"`{prefix}{key}` is not a known key{nearest(str(key), known)}")
+        values[key] = _convert(value, hints[key], f"{prefix}{key}")
+    return kind(**values)
+
+
+def _convert(value: Any, hint: Any, key: str) -> Any:
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return _build(hint, value if value is not None else {}, f"{key}.")
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    for option in options:
+        plain = typing.get_origin(option) or option
+        if plain is types.NoneType and value is None:
+            return None
+        if plain is float and isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+        if plain in (Mapping, Sequence, typing.Any):
+            continue
+        if isinstance(plain, type) and type(value) is plain:
+            return value
+    if any((typing.get_origin(o) or o) is Mapping for o in options) and (isinstance(value, Mapping) or value is None):
+        return dict(value or {})
+    if any((typing.get_origin(o) or o) is Sequence for o in options) and isinstance(value, list):
+        return list(value)
+    wanted = " or ".join(getattr(o, "__name__", str(o)) for o in options)
+    raise ConfigError(f"`{key}` must be {wanted}, got {value!r}")
+
+
+def _require(condition: bool, key: str, wanted: str, value: object) -> None:
+    if not condition:
+        raise ConfigError(f"`{key}` must be {wanted}, got {value!r}")
+
+
+def _near_file(path: Path) -> str:
+    if not path.parent.is_dir():
+        return ""
+    return nearest(path.name, [p.name for p in path.parent.glob("*.yaml")])

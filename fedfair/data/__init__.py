@@ -1,0 +1,99 @@
+"""Data sets: what the sites hold, in one form whatever the source.
+
+`open_dataset` turns a configuration's `data` block into an adapter; the adapter gives the schema
+that all sites share and one site's raw records. Splitting is in `split`, standardising and
+encoding for the model in `encode`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+
+from fedfair.data.heart import heart
+from fedfair.data.schema import DataAdapter, Schema, SiteRecords
+from fedfair.data.spec import TableSpec
+from fedfair.data.synthetic import SyntheticAdapter
+from fedfair.data.table import TableAdapter, read_csv
+from fedfair.errors import ConfigError, nearest
+
+__all__ = [
+    "DataAdapter",
+    "Schema",
+    "SiteRecords",
+    "SyntheticAdapter",
+    "TableAdapter",
+    "TableSpec",
+    "open_dataset",
+    "read_csv",
+]
+
+Options = Mapping[str, object]
+
+_BUILT_IN = ("heart", "csv", "synthetic")
+
+
+def open_dataset(name: str, path: str | None, options: Options, seed: int) -> DataAdapter:
+    """Return the adapter of a data set.
+
+    Parameters
+    ----------
+    name : str
+        ``heart`` (four real hospitals, shipped), ``csv`` (a table at `path`, described by
+        `TableSpec` options), ``synthetic`` (see `SyntheticAdapter`), or a user's own
+        ``package.module:factory``, called as ``factory(path=..., options=..., seed=...)``.
+    path : str | None
+        Where the data are; only for ``csv`` and own factories.
+    options : Mapping[str, object]
+        The data set's own options.
+    seed : int
+        The run's seed; only synthetic data depend on it.
+
+    Raises
+    ------
+    ConfigError
+        If the name, path or options are unknown or do not go together.
+    DataError
+        If the data cannot be read.
+    """
+    if ":" in name:
+        return _own(name, path, options, seed)
+    if name not in _BUILT_IN:
+        raise ConfigError(
+            f"`data.name` must be one of {list(_BUILT_IN)} or `package.module:factory`, got {name!r}"
+            f"{nearest(name, _BUILT_IN)}"
+        )
+    if name == "csv":
+        if path is None:
+            raise ConfigError("`data.path` must name the file for csv, got nothing")
+        spec = TableSpec.from_options(options)
+        return TableAdapter(read_csv(path), spec)
+    if path is not None:
+        raise ConfigError(f"`data.path` must be left out for {name}, got {path!r}; for your own table use csv")
+    if name == "synthetic":
+        return SyntheticAdapter(options, seed)
+    if options:
+        raise ConfigError(f"`data.options` must be left out for heart, got {sorted(options)}")
+    return heart()
+
+
+def _own(name: str, path: str | None, options: Options, seed: int) -> DataAdapter:
+    """Import the user's factory and call it."""
+    module_name, _, attribute = name.partition(":")
+    if not all(part.isidentifier() for part in (*module_name.split("."), attribute)):
+        raise ConfigError(f"`data.name` must look like `package.module:factory`, got {name!r}")
+    try:
+        module = importlib.import_module(module_name)
+    except (ImportError, SyntaxError) as error:
+        raise ConfigError(
+            f"`data.name` must name a module that can be imported, got {name!r}: {error}"
+        ) from error
+    factory = getattr(module, attribute, None)
+    if not callable(factory):
+        hint = nearest(attribute, dir(module))
+        raise ConfigError(f"`data.name` must name a function of {module_name}, got {attribute!r}{hint}")
+    adapter: DataAdapter = factory(path=path, options=options, seed=seed)
+    if not (isinstance(getattr(adapter, "schema", None), Schema) and hasattr(adapter, "load")):
+        made = type(adapter).__name__
+        raise ConfigError(f"`data.name` must make an adapter with `schema` and `load`, got {made} from {name!r}")
+    return adapter

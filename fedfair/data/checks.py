@@ -1,0 +1,87 @@
+"""Checks that raw records fit the schema, whichever adapter made them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedfair.data.schema import Modality, SiteRecords, TableModality
+from fedfair.errors import DataError, ShapeError, nearest
+
+
+def check_site(site: str, sites: Collection[str]) -> None:
+    """Refuse a site that the schema does not name.
+
+    Raises
+    ------
+    DataError
+        Naming the nearest site.
+    """
+    if site not in sites:
+        raise DataError(
+            f"`site` must be one of the schema's {len(sites)}, got {site!r}{nearest(site, sites)}"
+        )
+
+
+def checked_raw(records: SiteRecords, name: str, modality: Modality) -> NDArray[np.float32]:
+    """Return a modality's raw values.
+
+    Raises
+    ------
+    ShapeError
+        If they are absent or not [n, columns] or [n, *shape].
+    DataError
+        If a value is infinite, a category is no index, or an array is only partly missing.
+    """
+    tail = (len(modality.columns),) if isinstance(modality, TableModality) else modality.shape
+    raw = records.modalities.get(name)
+    if raw is None or raw.shape != (len(records), *tail):
+        raise ShapeError(
+            f"`{name}` must be {[len(records), *tail]}, got {None if raw is None else list(raw.shape)}"
+        )
+    infinite = int(np.isinf(raw).sum())
+    if infinite:
+        raise DataError(f"`{name}` must be finite or NaN, got {infinite} infinite values")
+    if isinstance(modality, TableModality):
+        _check_codes(raw, modality)
+    else:
+        _check_whole(raw, name)
+    return raw
+
+
+def _check_codes(raw: NDArray[np.float32], modality: TableModality) -> None:
+    """Refuse a categorical value that is no index into its column's vocabulary."""
+    for column, value in zip(modality.columns, raw.T, strict=True):
+        size = len(column.categories)
+        wrong = value[~np.isnan(value) & ~np.isin(value, np.arange(size))]
+        if size and len(wrong):
+            raise DataError(f"`{column.name}` must be an index in 0 .. {size - 1} or NaN, got {wrong[0]}")
+
+
+def _check_whole(raw: NDArray[np.float32], name: str) -> None:
+    """Refuse arrays that are only partly missing: there is no telling what the gap means."""
+    missing, axes = np.isnan(raw), tuple(range(1, raw.ndim))
+    partly = int((missing.any(axis=axes) & ~missing.all(axis=axes)).sum())
+    if partly:
+        raise DataError(
+            f"`{name}` must be NaN nowhere or everywhere in a record, got {partly} records in between"
+        )
+
+
+def checked_indices(name: str, values: NDArray[np.int64] | None, length: int, size: int) -> NDArray[np.int64]:
+    """Return labels or groups.
+
+    Raises
+    ------
+    ShapeError
+        If they are absent or not [length].
+    DataError
+        If one is outside ``0 .. size-1``.
+    """
+    if values is None or values.shape != (length,):
+        raise ShapeError(f"`{name}` must be [{length}], got {None if values is None else list(values.shape)}")
+    if ((values < 0) | (values >= size)).any():
+        raise DataError(f"`{name}` must be in 0 .. {size - 1}, got {values.min()} .. {values.max()}")
+    return values

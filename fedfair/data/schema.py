@@ -1,0 +1,131 @@
+"""What a data set is made of, agreed by every site before the first round."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedfair.errors import DataError
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a table: numeric when `categories` is empty, else categorical.
+
+    Attributes
+    ----------
+    name : str
+        The column's name.
+    categories : tuple[str, ...]
+        The vocabulary, the same at every site. A raw value is the index into it, or NaN.
+    """
+
+    name: str
+    categories: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class TableModality:
+    """A modality that is a table; raw values are float [n, len(columns)] with NaN for missing.
+
+    Encoded width D: two per numeric column (z-score, observed flag), one per category.
+    """
+
+    columns: tuple[Column, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one encoded record, ``(D,)``."""
+        return (sum(len(c.categories) or 2 for c in self.columns),)
+
+
+@dataclass(frozen=True)
+class ArrayModality:
+    """A modality that is an array per record (image, volume, signal), used as it is.
+
+    Raw values are float32 [n, *shape]; a record whose modality is missing has NaN everywhere.
+    """
+
+    shape: tuple[int, ...]
+
+
+Modality = TableModality | ArrayModality
+
+
+@dataclass(frozen=True)
+class Schema:
+    """Names and shapes shared by all sites.
+
+    Attributes
+    ----------
+    modalities : Mapping[str, Modality]
+        M modalities, in order.
+    classes : tuple[str, ...]
+        C class names; a label is the index into it. For C = 2 class 1 is the positive one.
+    attributes : Mapping[str, tuple[str, ...]]
+        Each demographic attribute with its group names. Attributes are never model inputs.
+    sites : tuple[str, ...]
+        K site names.
+    """
+
+    modalities: Mapping[str, Modality]
+    classes: tuple[str, ...]
+    attributes: Mapping[str, tuple[str, ...]]
+    sites: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse an empty or ambiguous schema."""
+        if not self.modalities or len(self.classes) < 2 or not self.sites:
+            raise DataError(
+                "a schema needs at least one modality, two classes and one site, got "
+                f"{list(self.modalities)}, {list(self.classes)}, {list(self.sites)}"
+            )
+        for name in (*self.modalities, *self.attributes):
+            if not name.replace("_", "").replace("-", "").isalnum():
+                raise DataError(f"`{name}` must be letters, digits, - and _ to name a modality or attribute")
+
+
+@dataclass(frozen=True)
+class SiteRecords:
+    """The raw records of one site. They never leave it.
+
+    Attributes
+    ----------
+    modalities : Mapping[str, NDArray[np.float32]]
+        Raw values per modality [n, ...]; NaN where missing.
+    labels : NDArray[np.int64]
+        [n] in ``0 .. C-1``.
+    attributes : Mapping[str, NDArray[np.int64]]
+        [n] per attribute, ``0 .. G-1``.
+    """
+
+    modalities: Mapping[str, NDArray[np.float32]]
+    labels: NDArray[np.int64]
+    attributes: Mapping[str, NDArray[np.int64]]
+
+    def __len__(self) -> int:
+        """Return n."""
+        return int(self.labels.shape[0])
+
+    def select(self, index: NDArray[np.int64]) -> SiteRecords:
+        """Return the records at `index`, in that order."""
+        return SiteRecords(
+            {name: raw[index] for name, raw in self.modalities.items()},
+            self.labels[index],
+            {name: groups[index] for name, groups in self.attributes.items()},
+        )
+
+
+class DataAdapter(Protocol):
+    """What a data set must offer: its schema, and the records of one site."""
+
+    @property
+    def schema(self) -> Schema:
+        """The schema shared by all sites."""
+
+    def load(self, site: str) -> SiteRecords:
+        """Return the records of `site`; raise `DataError` when there are none."""

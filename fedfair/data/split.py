@@ -1,0 +1,61 @@
+"""Train and test records of one site."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedfair.data.schema import SiteRecords
+from fedfair.errors import DataError
+from fedfair.seeding import numpy_generator
+
+Index = NDArray[np.int64]
+
+
+def train_test_split(records: SiteRecords, test_fraction: float, seed: int, site: str) -> tuple[Index, Index]:
+    """Return the ascending indices of train and test records, stratified by label and attributes.
+
+    A stratum is one label with one group of every attribute. It gives ``floor(test_fraction * n)``
+    of its n records to the test set, or one more: the extra ones, which make the total
+    ``round(test_fraction * n)``, go to strata drawn in proportion to what the floor cut off.
+    A site of one or two records can end up with an empty side.
+
+    Parameters
+    ----------
+    records : SiteRecords
+        The site's n records.
+    test_fraction : float
+        In (0, 1).
+    seed : int
+        The run's seed.
+    site : str
+        The site's name; with the seed it fixes the draw.
+
+    Raises
+    ------
+    DataError
+        If `test_fraction` is outside (0, 1) or the site has no records.
+    """
+    if not 0 < test_fraction < 1:
+        raise DataError(f"`test_fraction` must be in (0, 1), got {test_fraction}")
+    if len(records) == 0:
+        raise DataError(f"`{site}` must have records to split, got none")
+    strata = np.stack([records.labels, *records.attributes.values()])
+    _, stratum, sizes = np.unique(strata, axis=1, return_inverse=True, return_counts=True)
+    rng = numpy_generator(seed, site, "split")
+    quota = _quotas(sizes, test_fraction, rng)
+    order = rng.permutation(len(records))
+    shuffled = stratum.reshape(-1)[order]
+    test = np.sort(np.concatenate([order[shuffled == s][:q] for s, q in enumerate(quota)]))
+    return np.setdiff1d(np.arange(len(records)), test), test
+
+
+def _quotas(sizes: Index, test_fraction: float, rng: np.random.Generator) -> Index:
+    """Return how many records of each stratum go to the test set."""
+    share = test_fraction * sizes
+    quota: Index = np.floor(share).astype(np.int64)
+    extra = round(test_fraction * int(sizes.sum())) - int(quota.sum())
+    if extra:
+        cut = share - quota
+        quota[rng.choice(len(sizes), extra, replace=False, p=cut / cut.sum())] += 1
+    return quota

@@ -1,0 +1,117 @@
+"""The model interface: encoders, unimodal heads and a fusion network, for any number of modalities."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from fedfair.batch import MultimodalBatch
+from fedfair.errors import ShapeError
+
+
+class Scores(NamedTuple):
+    """What a head returns: `logits` [B, C] and the `features` [B, P] its last layer read."""
+
+    logits: Tensor
+    features: Tensor
+
+
+class Head(nn.Module):
+    """A body followed by one linear layer, whose gradient the direction term needs.
+
+    Parameters
+    ----------
+    body : nn.Module
+        Maps an embedding to features [B, P].
+    classifier : nn.Linear
+        Maps features to logits [B, C].
+    """
+
+    def __init__(self, body: nn.Module, classifier: nn.Linear) -> None:
+        super().__init__()
+        self.body = body
+        self.classifier = classifier
+
+    def forward(self, embedding: Tensor) -> Scores:
+        """Return the scores of embeddings [B, p]."""
+        features = self.body(embedding)
+        return Scores(self.classifier(features), features)
+
+
+class Fusion(nn.Module):
+    """Joins the embeddings of the modalities; subclasses write `join`.
+
+    Parameters
+    ----------
+    classifier : nn.Linear
+        Maps the joined features [B, P] to logits [B, C].
+    """
+
+    def __init__(self, classifier: nn.Linear) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def join(self, embeddings: Sequence[Tensor], present: Tensor) -> Tensor:
+        """Return features [B, P] from M embeddings [B, p] and the mask `present` [B, M]."""
+        raise NotImplementedError
+
+    def forward(self, embeddings: Sequence[Tensor], present: Tensor) -> Scores:
+        """Return the fused scores."""
+        features = self.join(embeddings, present)
+        return Scores(self.classifier(features), features)
+
+
+class MultimodalModel(nn.Module):
+    """One encoder and one head per modality, and a fusion network.
+
+    The embedding of a missing modality is set to zero, so it sends no gradient into its encoder;
+    the mask goes on to the fusion network.
+
+    Parameters
+    ----------
+    encoders : Mapping[str, nn.Module]
+        Per modality, maps inputs [B, ...] to an embedding [B, p].
+    heads : Mapping[str, Head]
+        Per modality, maps the embedding to unimodal scores.
+    fusion : Fusion
+        Maps all embeddings and the mask to the fused scores.
+
+    Raises
+    ------
+    ShapeError
+        If encoders and heads do not name the same modalities.
+    """
+
+    encoders: nn.ModuleDict
+    heads: nn.ModuleDict
+    fusion: Fusion
+
+    def __init__(
+        self, encoders: Mapping[str, nn.Module], heads: Mapping[str, Head], fusion: Fusion
+    ) -> None:
+        super().__init__()
+        if list(encoders) != list(heads):
+            raise ShapeError(
+                f"`heads` must name the modalities of `encoders`, got {list(heads)} and {list(encoders)}"
+            )
+        self.modalities = tuple(encoders)
+        self.encoders = nn.ModuleDict(encoders)
+        self.heads = nn.ModuleDict(heads)
+        self.fusion = fusion
+
+    def encode(self, batch: MultimodalBatch) -> list[Tensor]:
+        """Return M embeddings [B, p], zero where the modality is missing."""
+        return [
+            self.encoders[name](batch.modalities[name]) * batch.present[:, m, None]
+            for m, name in enumerate(self.modalities)
+        ]
+
+    def unimodal(self, embeddings: Sequence[Tensor]) -> list[Scores]:
+        """Return the scores of each unimodal head; they mean nothing where the modality is missing."""
+        return [self.heads[name](z) for name, z in zip(self.modalities, embeddings, strict=True)]
+
+    def forward(self, batch: MultimodalBatch) -> Tensor:
+        """Return the fused logits [B, C]."""
+        return self.fusion(self.encode(batch), batch.present).logits

@@ -1,0 +1,75 @@
+"""Fusion networks that accept any subset of the modalities."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fedfair.models._base import Fusion
+
+
+class ConcatFusion(Fusion):
+    """Concatenate the embeddings, a learned token standing in for a missing one, then an MLP.
+
+    Parameters
+    ----------
+    num_modalities, embedding_dim : int
+        M and p.
+    hidden_dim, feature_dim : int
+        Widths of the two layers.
+    num_classes : int
+        C.
+    """
+
+    def __init__(
+        self, num_modalities: int, embedding_dim: int, hidden_dim: int, feature_dim: int, num_classes: int
+    ) -> None:
+        super().__init__(nn.Linear(feature_dim, num_classes))
+        self.missing = nn.Parameter(torch.zeros(num_modalities, embedding_dim))
+        self.body = nn.Sequential(
+            nn.Linear(num_modalities * embedding_dim, hidden_dim),
+            nn.ReLU(),
+            nn.Linear(hidden_dim, feature_dim),
+            nn.ReLU(),
+        )
+
+    def join(self, embeddings: Sequence[Tensor], present: Tensor) -> Tensor:
+        """Return features [B, P]."""
+        absent = (~present).to(embeddings[0].dtype)
+        filled = [z + absent[:, m, None] * self.missing[m] for m, z in enumerate(embeddings)]
+        joined: Tensor = self.body(torch.cat(filled, dim=1))
+        return joined
+
+
+class AttentionFusion(Fusion):
+    """Softmax attention over the modalities that are present, whatever their order.
+
+    Each embedding plus its modality's learned position gives a value and a score; a missing
+    modality gets score minus infinity. A record without any modality attends to nothing (zeros).
+
+    Parameters
+    ----------
+    num_modalities, embedding_dim, feature_dim, num_classes : int
+        M, p, P and C.
+    """
+
+    def __init__(
+        self, num_modalities: int, embedding_dim: int, feature_dim: int, num_classes: int
+    ) -> None:
+        super().__init__(nn.Linear(feature_dim, num_classes))
+        self.position = nn.Parameter(torch.zeros(num_modalities, embedding_dim))
+        self.score = nn.Sequential(
+            nn.Linear(embedding_dim, embedding_dim), nn.Tanh(), nn.Linear(embedding_dim, 1)
+        )
+        self.value = nn.Sequential(nn.Linear(embedding_dim, feature_dim), nn.ReLU())
+
+    def join(self, embeddings: Sequence[Tensor], present: Tensor) -> Tensor:
+        """Return features [B, P]."""
+        tokens = torch.stack(list(embeddings), dim=1) + self.position
+        scores = self.score(tokens)[..., 0].masked_fill(~present, -torch.inf)
+        # A row of minus infinity only would turn into NaN.
+        attention = torch.softmax(scores, dim=1).masked_fill(~present, 0.0)
+        attended: Tensor = (attention[..., None] * self.value(tokens)).sum(dim=1)
+        return attended

@@ -1,0 +1,59 @@
+"""The group-fairness loss F_G of MultiFair, as slopes that sites can apply record by record.
+
+F_G = (1 / (M G)) sum_mg |A_mg - mean_g A_mg|, A_mg the surrogate AUC of head m on group g,
+    A = mean over pairs (i positive, j negative) of sigmoid((u_i - u_j) / T), u in logits.
+Its gradient is sum_mg slope_mg grad A_mg; the pairs cross sites, so each site sets its own
+records against the pooled histograms of the other class (see `fedfair.terms`).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+
+def bin_logits(bins: int) -> Array:
+    """Return the logit of each bin's centre, [Q]; bins divide [0, 1] evenly."""
+    centre = (np.arange(bins) + 0.5) / bins
+    return np.log(centre / (1.0 - centre))
+
+
+def surrogate_auc(histograms: Array, temperature: float) -> Array:
+    """Return the surrogate AUC [...] of binned scores [..., 2, Q]; NaN if a class is empty.
+
+    It lies in (0, 1), is 1/2 for equal score distributions, and tends to the AUC as the
+    temperature goes to zero.
+    """
+    logit = bin_logits(histograms.shape[-1])
+    pair = 1.0 / (1.0 + np.exp(-(logit[:, None] - logit[None, :]) / temperature))
+    wins = np.einsum("...i,ij,...j->...", histograms[..., 1, :], pair, histograms[..., 0, :])
+    pairs = histograms.sum(-1).prod(-1)
+    return np.divide(wins, pairs, out=np.full_like(wins, np.nan), where=pairs > 0)
+
+
+def gap_slopes(group_auc: Array, one_sided: bool) -> Array:
+    """Return dF_G/dA [M, G]; zero where a group is not estimable.
+
+    Parameters
+    ----------
+    group_auc : Array
+        [M, G] surrogate AUCs, NaN for not estimable.
+    one_sided : bool
+        If true, F_G = (1 / (M G)) sum max(0, mean - A) with the mean held constant: only groups
+        below it are pushed (ours). If false, the two-sided gap above, which also pushes the
+        better groups down.
+    """
+    known = np.isfinite(group_auc)
+    count = known.sum(-1, keepdims=True)
+    filled = np.where(known, group_auc, 0.0)
+    mean = filled.sum(-1, keepdims=True) / np.maximum(count, 1)
+    sign = np.where(known, np.sign(filled - mean), 0.0)
+    if one_sided:
+        slopes = np.minimum(sign, 0.0)
+    else:
+        slopes = np.where(known, sign - sign.sum(-1, keepdims=True) / np.maximum(count, 1), 0.0)
+    estimable_heads = max(1, int((count[:, 0] > 0).sum()))
+    result: Array = slopes / (np.maximum(count, 1) * estimable_heads)
+    return result

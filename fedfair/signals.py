@@ -1,0 +1,162 @@
+"""Signals: what modulation and evaluation need from a site, as sums over its records.
+
+Every array here is a sum over records, so signals of two sites add up to the signals of the
+two sites' records together: merging is associative and commutative, and merged equals pooled.
+Axes: H = M + 1 heads (0 is the fused head, m >= 1 the unimodal head of modality m), G groups,
+C classes, T = 1 score per record for C = 2 and C one-versus-rest scores otherwise, Q bins.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedfair.errors import InconsistentUpdates, ShapeError
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Signals:
+    """Sums over records, by head and group.
+
+    Attributes
+    ----------
+    counts : Array
+        [H, G, C] records that head h scored, by group and label. A record counts for a
+        unimodal head only if it has the modality.
+    losses : Array
+        [H, G] sums of cross-entropy in nats.
+    histograms : Array
+        [H, G, T, 2, Q] counts of scores in Q equal bins of [0, 1]; index 1 on the fourth axis
+        holds the records of the class (class 1 when T = 1), index 0 all others.
+    head_gradients : Array | None
+        [H, C, P + 1] sums of the gradient of the loss with respect to head h's last linear layer
+        (weights, then bias); only methods with a direction term ask for it.
+    """
+
+    counts: Array
+    losses: Array
+    histograms: Array
+    head_gradients: Array | None = None
+
+    @property
+    def num_heads(self) -> int:
+        """H = M + 1."""
+        return int(self.counts.shape[0])
+
+    @property
+    def num_groups(self) -> int:
+        """Number of groups G."""
+        return int(self.counts.shape[1])
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes C."""
+        return int(self.counts.shape[2])
+
+    def __add__(self, other: Signals) -> Signals:
+        """Return the signals of both record sets together.
+
+        Raises
+        ------
+        InconsistentUpdates
+            If the shapes differ or only one side has head gradients.
+        """
+        if self.histograms.shape != other.histograms.shape or self.counts.shape != other.counts.shape:
+            raise InconsistentUpdates(
+                "`signals` must have one shape at every site, got histograms "
+                f"{self.histograms.shape} and {other.histograms.shape}"
+            )
+        if (self.head_gradients is None) != (other.head_gradients is None):
+            raise InconsistentUpdates("`head_gradients` must come from every site or from none")
+        gradients = None
+        if self.head_gradients is not None and other.head_gradients is not None:
+            gradients = self.head_gradients + other.head_gradients
+        return Signals(
+            self.counts + other.counts,
+            self.losses + other.losses,
+            self.histograms + other.histograms,
+            gradients,
+        )
+
+    def check(self, owner: str) -> None:
+        """Refuse signals that cannot be sums over records.
+
+        Parameters
+        ----------
+        owner : str
+            Whose signals these are, for the message.
+
+        Raises
+        ------
+        InconsistentUpdates
+            If an entry is not finite, a count is negative, or a histogram does not sum to its count.
+        """
+        arrays = {"counts": self.counts, "losses": self.losses, "histograms": self.histograms}
+        if self.head_gradients is not None:
+            arrays["head_gradients"] = self.head_gradients
+        for name, value in arrays.items():
+            if not np.isfinite(value).all():
+                raise InconsistentUpdates(f"`{name}` of {owner} must be finite, got NaN or infinity")
+        if (self.counts < 0).any() or (self.histograms < 0).any():
+            raise InconsistentUpdates(f"`counts` of {owner} must not be negative")
+        members = self.histograms[:, :, :, 1].sum(-1)
+        expected = self.counts[:, :, 1:] if self.histograms.shape[2] == 1 else self.counts
+        totals = self.histograms.sum((-1, -2))
+        if not (
+            np.array_equal(members, expected)
+            and np.array_equal(totals, np.broadcast_to(self.counts.sum(-1)[..., None], totals.shape))
+        ):
+            raise InconsistentUpdates(f"`histograms` of {owner} must sum to `counts`, they do not")
+
+
+def score_bins(probabilities: Tensor, bins: int) -> Tensor:
+    """Return the bin index in ``0 .. bins-1`` of each score in [0, 1] (1 falls in the last bin)."""
+    return (probabilities * bins).long().clamp_(0, bins - 1)
+
+
+@torch.no_grad()
+def head_signals(
+    logits: Tensor, labels: Tensor, groups: Tensor, num_groups: int, bins: int
+) -> tuple[Array, Array, Array]:
+    """Return (counts [G, C], losses [G], histograms [G, T, 2, Q]) of one head's records.
+
+    Parameters
+    ----------
+    logits : Tensor
+        [n, C], of records the head scored.
+    labels, groups : Tensor
+        Int64 [n].
+    num_groups, bins : int
+        G and Q.
+
+    Raises
+    ------
+    ShapeError
+        If `logits` is not [n, C].
+    """
+    if logits.ndim != 2 or logits.shape[0] != labels.shape[0]:
+        raise ShapeError(f"`logits` must be [{labels.shape[0]}, C], got {tuple(logits.shape)}")
+    classes = logits.shape[1]
+    scored = (1,) if classes == 2 else tuple(range(classes))
+    log_p = torch.log_softmax(logits.double(), dim=1)
+    counts = torch.bincount(groups * classes + labels, minlength=num_groups * classes)
+    losses = torch.zeros(num_groups, dtype=torch.float64, device=logits.device)
+    losses.index_add_(0, groups, -log_p.gather(1, labels[:, None])[:, 0])
+    histograms = [
+        torch.bincount(
+            (groups * 2 + (labels == c)) * bins + score_bins(log_p[:, c].exp(), bins),
+            minlength=num_groups * 2 * bins,
+        ).reshape(num_groups, 2, bins)
+        for c in scored
+    ]
+    return (
+        counts.reshape(num_groups, classes).double().cpu().numpy(),
+        losses.cpu().numpy(),
+        torch.stack(histograms, dim=1).double().cpu().numpy(),
+    )

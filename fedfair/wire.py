@@ -1,0 +1,140 @@
+"""The one place for names on the wire: typed messages to and from {name: array}.
+
+Free of Flower, so that server and client wrap the same dictionaries into records and cannot
+drift apart. Names are ``part/field``; a dictionary is sorted into a message by its owner.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedfair.coefficients import Coefficients, FairnessTerm, LossTerms
+from fedfair.errors import InconsistentUpdates
+from fedfair.local import SiteUpdate
+from fedfair.signals import Signals
+
+Arrays = dict[str, NDArray[np.generic]]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Download:
+    """What the server sends for one round.
+
+    Attributes
+    ----------
+    model : Mapping[str, NDArray]
+        One vector per block.
+    moments : Mapping[str, NDArray]
+        [2, columns] pooled mean and standard deviation per table modality.
+    coefficients : Coefficients
+        To train along.
+    terms : LossTerms
+        Extra loss terms to train with.
+    """
+
+    model: Mapping[str, NDArray[np.floating]]
+    moments: Mapping[str, Floats]
+    coefficients: Coefficients
+    terms: LossTerms = field(default_factory=LossTerms)
+
+
+def pack_download(download: Download) -> Arrays:
+    """Return the arrays of a download."""
+    arrays: Arrays = {f"model/{name}": value for name, value in download.model.items()}
+    arrays |= {f"moments/{name}": value for name, value in download.moments.items()}
+    arrays["coefficients/fused"] = download.coefficients.fused
+    arrays["coefficients/unimodal"] = download.coefficients.unimodal
+    arrays["coefficients/live"] = np.array([float(download.coefficients.live)])
+    if download.terms.direction is not None:
+        arrays["terms/direction"] = download.terms.direction
+    if (fairness := download.terms.fairness) is not None:
+        arrays["terms/slopes"] = fairness.slopes
+        arrays["terms/histograms"] = fairness.histograms
+        arrays["terms/temperature"] = np.array([fairness.temperature])
+    return arrays
+
+
+def unpack_download(arrays: Mapping[str, NDArray[np.generic]]) -> Download:
+    """Return the download that `pack_download` packed.
+
+    Raises
+    ------
+    InconsistentUpdates
+        If an array is missing.
+    """
+    fairness = None
+    if "terms/slopes" in arrays:
+        fairness = FairnessTerm(
+            _get(arrays, "terms/slopes"),
+            _get(arrays, "terms/histograms"),
+            float(_get(arrays, "terms/temperature")[0]),
+        )
+    direction = _get(arrays, "terms/direction") if "terms/direction" in arrays else None
+    return Download(
+        _part(arrays, "model/"),
+        _part(arrays, "moments/"),
+        Coefficients(
+            _get(arrays, "coefficients/fused"),
+            _get(arrays, "coefficients/unimodal"),
+            bool(_get(arrays, "coefficients/live")[0]),
+        ),
+        LossTerms(direction, fairness),
+    )
+
+
+def pack_signals(prefix: str, signals: Signals) -> Arrays:
+    """Return the arrays of signals under ``prefix/``."""
+    arrays: Arrays = {
+        f"{prefix}/counts": signals.counts,
+        f"{prefix}/losses": signals.losses,
+        f"{prefix}/histograms": signals.histograms,
+    }
+    if signals.head_gradients is not None:
+        arrays[f"{prefix}/head_gradients"] = signals.head_gradients
+    return arrays
+
+
+def unpack_signals(prefix: str, arrays: Mapping[str, NDArray[np.generic]]) -> Signals:
+    """Return the signals under ``prefix/``."""
+    name = f"{prefix}/head_gradients"
+    return Signals(
+        _get(arrays, f"{prefix}/counts"),
+        _get(arrays, f"{prefix}/losses"),
+        _get(arrays, f"{prefix}/histograms"),
+        _get(arrays, name) if name in arrays else None,
+    )
+
+
+def pack_update(update: SiteUpdate) -> Arrays:
+    """Return the arrays of a site's update; its name travels beside them."""
+    return {
+        **{f"rows/{key}": value for key, value in update.rows.items()},
+        **pack_signals("train", update.train),
+        **pack_signals("test", update.test),
+    }
+
+
+def unpack_update(site: str, arrays: Mapping[str, NDArray[np.generic]]) -> SiteUpdate:
+    """Return the update of `site` that `pack_update` packed."""
+    return SiteUpdate(
+        site, _part(arrays, "rows/"), unpack_signals("train", arrays), unpack_signals("test", arrays)
+    )
+
+
+def _part(arrays: Mapping[str, NDArray[np.generic]], prefix: str) -> dict[str, NDArray[np.floating]]:
+    return {
+        name[len(prefix) :]: value  # type: ignore[misc]
+        for name, value in arrays.items()
+        if name.startswith(prefix)
+    }
+
+
+def _get(arrays: Mapping[str, NDArray[np.generic]], name: str) -> Floats:
+    if name not in arrays:
+        raise InconsistentUpdates(f"a message must hold `{name}`, got {sorted(arrays)}")
+    return np.asarray(arrays[name], dtype=np.float64)

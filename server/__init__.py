@@ -1,0 +1,1 @@
+"""The server app: sums the sites' updates, chooses the coefficients and moves the global model."""

@@ -1,0 +1,1 @@
+"""Experiments: one configuration, its methods, seeds and engine, and the results they leave."""

@@ -183,19 +183,20 @@ def assess(signals: Signals, cells: tuple[int, ...], axis: int, min_count: float
     overall = metrics.macro_auc(histograms.sum(1), min_count)
     by_group = metrics.macro_auc(histograms, min_count)
     rates = metrics.rates(histograms[0], min_count)
-    known = by_group[0][~np.isnan(by_group[0])]
     return MetricTable(
         **{key: float(value) for key, value in summary(overall[0], by_group[0], rates).items()},
-        worst_group=int(np.nanargmin(by_group[0])) if known.size else None,
+        worst_group=None if np.isnan(by_group[0]).all() else int(np.nanargmin(by_group[0])),
         accuracy=_accuracy(histograms[0].sum(0)),
         log_loss=_mean_loss(by_attribute.losses[0].sum(), by_attribute.counts[0].sum()),
         unimodal_auc=tuple(overall[1:].tolist()),
         groups=tuple(
             GroupMetrics(
-                tuple(by_attribute.counts[0, g].tolist()),
-                float(by_group[0, g]),
-                _mean_loss(by_attribute.losses[0, g], by_attribute.counts[0, g].sum()),
-                *(float(rate[g].mean()) for rate in rates),
+                counts=tuple(by_attribute.counts[0, g].tolist()),
+                auc=float(by_group[0, g]),
+                log_loss=_mean_loss(by_attribute.losses[0, g], by_attribute.counts[0, g].sum()),
+                selection_rate=float(rates.selection[g].mean()),
+                true_positive_rate=float(rates.true_positive[g].mean()),
+                false_positive_rate=float(rates.false_positive[g].mean()),
                 unimodal_auc=tuple(by_group[1:, g].tolist()),
             )
             for g in range(by_attribute.num_groups)

@@ -1,9 +1,19 @@
-"""Intervals for any statistic of histograms, by resampling the records behind them.
+"""Intervals for metrics of histograms, by resampling the records behind them.
 
 A record of a histogram is one count in one cell, so drawing n records with replacement is one
 multinomial draw over the cells with their counts as weights: the ordinary nonparametric bootstrap
 of the binned records (Efron and Tibshirani 1993, chapter 6), at the cost of the occupied cells
 rather than of the records. It speaks of the sampling of test records, not of training again.
+
+A maximum of differences between groups is never negative, and resampling noise makes it larger: the
+percentiles of resampled differences lie above zero even where groups are equal, so the percentile
+interval of a parity difference would never contain zero. Each interval here is therefore the
+observed value plus or minus a quantile of how far resampled groups move from the observed ones,
+
+    |metric(r) - metric(r^)| <= deviation(r, r^),    for example range(r - r^) for a parity difference,
+
+which keeps its level for equal and for unequal groups alike, and is wider than needed where three or
+more groups differ.
 """
 
 from __future__ import annotations
@@ -15,26 +25,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedfair import metrics
-from fedfair.assessment import marginal, summary
+from fedfair.assessment import MetricTable, assess, marginal
 from fedfair.errors import ShapeError
 from fedfair.signals import Signals
 
 Array = NDArray[np.float64]
 
+HEADLINE = ("auc", "es_auc", "dpd", "deodds", "worst_group_auc")
 # Cells held at a time: 32 MB of float64, which the statistic's temporaries multiply a few times.
 CHUNK_CELLS = 1 << 22
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A range of a statistic.
+    """A range of a metric.
 
     Attributes
     ----------
     low, high : float
         NaN if not estimable.
     estimable : float
-        Share of the resamples in [0, 1] for which the statistic was defined.
+        Share in [0, 1] of the resamples for which the metric was defined.
     """
 
     low: float
@@ -64,11 +75,14 @@ def bootstrap(
     Raises
     ------
     ShapeError
-        If a cell is negative, not a whole number, or there is no resample to draw.
+        If a cell is negative or not a whole number, or there is no resample to draw.
     """
     cells = histograms.ravel()
     if resamples < 1 or (cells < 0).any() or (cells != np.round(cells)).any():
-        raise ShapeError("`histograms` must be counts of records and `resamples` at least 1")
+        raise ShapeError(
+            f"`histograms` must be counts of records and `resamples` at least 1, got {resamples} "
+            "resamples; noisy histograms cannot be resampled"
+        )
     step = max(1, CHUNK_CELLS // max(1, cells.size))
     sizes = [min(step, resamples - start) for start in range(0, resamples, step)]
     return np.concatenate(
@@ -85,10 +99,99 @@ def _resample(cells: Array, resamples: int, generator: np.random.Generator) -> A
     return drawn
 
 
-def percentile_interval(samples: Array, level: float = 0.95) -> Interval:
-    """Return the central interval that holds `level` of the samples [R]; NaN samples are left out."""
-    known = samples[~np.isnan(samples)]
-    if not known.size:
-        return Interval(np.nan, np.nan, 0.0)
-    low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(low), float(high), known.size / samples.size)
+def deviation_interval(point: float, deviations: Array, level: float = 0.95) -> Interval:
+    """Return `point` plus or minus a quantile of the deviations, within [0, 1].
+
+    Parameters
+    ----------
+    point : float
+        The observed metric; NaN gives a NaN interval.
+    deviations : Array
+        [R, T] absolute deviations in R resamples for each of T classes; NaN ones are left out.
+        The quantiles of the classes are averaged: histograms do not say how scores of two classes
+        vary together, and the mean is as wide as if they varied fully together.
+    level : float
+        Nominal coverage in (0, 1).
+    """
+    known = ~np.isnan(deviations)
+    estimable = float(known.mean())
+    if np.isnan(point) or not known.any(0).all():
+        return Interval(np.nan, np.nan, estimable)
+    half = float(np.nanquantile(deviations, level, axis=0).mean())
+    return Interval(max(0.0, point - half), min(1.0, point + half), estimable)
+
+
+def metric_intervals(
+    signals: Signals,
+    cells: tuple[int, ...],
+    axis: int,
+    resamples: int,
+    generator: np.random.Generator,
+    min_count: float = 1,
+    level: float = 0.95,
+) -> dict[str, Interval]:
+    """Return intervals of the fused head's metrics by one attribute.
+
+    Which groups are estimable is decided on the observed records, as `assess` does; a resample
+    uses those of them that it can.
+
+    Parameters
+    ----------
+    signals : Signals
+        Of all sites together, by product cell; counts of records, without noise.
+    cells, axis, min_count
+        As in `fedfair.assessment.assess`.
+    resamples : int
+        R >= 1.
+    generator : np.random.Generator
+        The source of the draws.
+    level : float
+        Nominal coverage in (0, 1).
+
+    Returns
+    -------
+    dict[str, Interval]
+        Keys `auc`, `es_auc`, `dpd`, `deodds`, `worst_group_auc`, and `group_auc/0` ... by group.
+    """
+    table = assess(signals, cells, axis, min_count)
+    histograms = marginal(signals, cells, axis).histograms[0]
+    deviations = np.stack(
+        [
+            bootstrap(by_class, _deviation(table, by_class, min_count), resamples, generator)
+            for by_class in np.moveaxis(histograms, 1, 0)
+        ],
+        axis=-1,
+    )
+    points = {key: getattr(table, key) for key in HEADLINE}
+    points |= {f"group_auc/{g}": group.auc for g, group in enumerate(table.groups)}
+    return {
+        key: deviation_interval(point, deviations[:, i], level)
+        for i, (key, point) in enumerate(points.items())
+    }
+
+
+def _deviation(table: MetricTable, histogram: Array, min_count: float) -> Callable[[Array], Array]:
+    """Return a function from resamples [r, G, 2, Q] to how far each metric moves at most, [r, 5 + G]."""
+    observed = metrics.auc(histogram.sum(0), min_count)
+    observed_groups = metrics.auc(histogram, min_count)
+    observed_rates = metrics.rates(histogram, min_count)
+    scale = 1 + np.nansum([abs(group.auc - table.auc) for group in table.groups])
+
+    def statistic(drawn: Array) -> Array:
+        overall = metrics.auc(drawn.sum(1)) - observed
+        groups = metrics.auc(drawn) - observed_groups
+        rates = metrics.Rates(
+            *(new - old for new, old in zip(metrics.rates(drawn), observed_rates, strict=True))
+        )
+        gaps = np.nansum(np.abs(groups - overall[:, None]), -1)
+        headline = (
+            np.abs(overall),
+            # First-order bound on the change of A / (1 + S) when A and the sum of gaps S move.
+            (np.abs(overall) + table.es_auc * gaps) / scale,
+            metrics.demographic_parity_difference(rates),
+            metrics.equalized_odds_difference(rates),
+            -metrics.worst_group_auc(-np.abs(groups)),
+        )
+        return np.column_stack([*headline, np.abs(groups)])
+
+    return statistic

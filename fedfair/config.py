@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -147,10 +147,9 @@ class Config:
         plain["method"] = {"name": self.method.name, **plain["method"]}
         return plain
 
-    def digest(self) -> str:
-        """Return a hash of the effective values."""
-        text = json.dumps(self.to_dict(), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+    def to_json(self) -> str:
+        """Return the JSON that `parse_json` reads back."""
+        return json.dumps(self.to_dict(), sort_keys=True)
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -178,6 +177,12 @@ def parse(plain: Mapping[str, Any]) -> Config:
     method = values.pop("method", None)
     config: Config = _build(Config, values, "")
     return config if method is None else dataclasses.replace(config, method=_parse_method(method))
+
+
+@lru_cache(maxsize=16)
+def parse_json(text: str) -> Config:
+    """Return the configuration that the server sent as JSON; a process parses each text once."""
+    return parse(json.loads(text))
 
 
 def apply(plain: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:

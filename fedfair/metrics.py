@@ -2,8 +2,8 @@
 
 A histogram [..., 2, Q] counts the scores of one class in Q equal bins of [0, 1]: index 0 holds the
 records that are not of the class, index 1 those that are. Leading axes are kept. NaN means not
-estimable: it is never replaced by a value. The formulas are smooth in the cells and nothing is
-clamped, so noisy, fractional or slightly negative cells give an AUC that is not biased by clamping.
+estimable and is never replaced by a value. Cells may be noisy: fractional or slightly negative ones
+are used as they are, since clamping them would bias the sums.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ Array = NDArray[np.float64]
 
 def _ratio(numerator: Array, denominator: Array, where: NDArray[np.bool_]) -> Array:
     out = np.full(np.shape(numerator), np.nan)
-    return np.divide(numerator, denominator, out=out, where=where)
+    np.divide(numerator, denominator, out=out, where=where)
+    return out
 
 
 def _split(histogram: Array) -> tuple[Array, Array]:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedfair.coefficients import Coefficients, FairnessTerm, LossTerms
+from fedfair.data.encode import FeatureSums
 from fedfair.errors import InconsistentUpdates
 from fedfair.local import SiteUpdate
 from fedfair.signals import Signals
@@ -41,6 +42,23 @@ class Download:
     moments: Mapping[str, Floats]
     coefficients: Coefficients
     terms: LossTerms = field(default_factory=LossTerms)
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a site tells before the first round; sums over its records.
+
+    Attributes
+    ----------
+    features : FeatureSums
+        Of the training records, to standardise with pooled moments.
+    train_counts, test_counts : Floats
+        [H, cells, C] records by head, cell of all attributes and label.
+    """
+
+    features: FeatureSums
+    train_counts: Floats
+    test_counts: Floats
 
 
 def pack_download(download: Download) -> Arrays:
@@ -124,6 +142,21 @@ def unpack_update(site: str, arrays: Mapping[str, NDArray[np.generic]]) -> SiteU
     return SiteUpdate(
         site, _part(arrays, "rows/"), unpack_signals("train", arrays), unpack_signals("test", arrays)
     )
+
+
+def pack_survey(survey: Survey) -> Arrays:
+    """Return the arrays of a survey."""
+    return {
+        **{f"features/{name}": value for name, value in survey.features.items()},
+        "train/counts": survey.train_counts,
+        "test/counts": survey.test_counts,
+    }
+
+
+def unpack_survey(arrays: Mapping[str, NDArray[np.generic]]) -> Survey:
+    """Return the survey that `pack_survey` packed."""
+    features = {name: np.asarray(value, np.float64) for name, value in _part(arrays, "features/").items()}
+    return Survey(features, _get(arrays, "train/counts"), _get(arrays, "test/counts"))
 
 
 def _part(arrays: Mapping[str, NDArray[np.generic]], prefix: str) -> dict[str, NDArray[np.floating]]:

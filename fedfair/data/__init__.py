@@ -69,7 +69,9 @@ def open_dataset(name: str, path: str | None, options: Options, seed: int) -> Da
         spec = TableSpec.from_options(options)
         return TableAdapter(read_csv(path), spec)
     if path is not None:
-        raise ConfigError(f"`data.path` must be left out for {name}, got {path!r}; for your own table use csv")
+        raise ConfigError(
+            f"`data.path` must be left out for {name}, got {path!r}; for your own table use csv"
+        )
     if name == "synthetic":
         return SyntheticAdapter(options, seed)
     if options:
@@ -95,5 +97,7 @@ def _own(name: str, path: str | None, options: Options, seed: int) -> DataAdapte
     adapter: DataAdapter = factory(path=path, options=options, seed=seed)
     if not (isinstance(getattr(adapter, "schema", None), Schema) and hasattr(adapter, "load")):
         made = type(adapter).__name__
-        raise ConfigError(f"`data.name` must make an adapter with `schema` and `load`, got {made} from {name!r}")
+        raise ConfigError(
+            f"`data.name` must make an adapter with `schema` and `load`, got {made} from {name!r}"
+        )
     return adapter

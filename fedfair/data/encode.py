@@ -117,17 +117,24 @@ def encode(
         If records or moments do not fit the schema.
     """
     inputs: dict[str, torch.Tensor] = {}
-    present: list[torch.Tensor] = []
     for name, modality in schema.modalities.items():
         raw = checked_raw(records, name, modality)
         observed = ~np.isnan(raw)
-        present.append(torch.from_numpy(observed.any(axis=tuple(range(1, raw.ndim)))))
         if isinstance(modality, TableModality):
             value = _encode_table(raw, modality, _moments_of(name, modality, moments))
         else:
             value = np.where(observed, raw, 0)
         inputs[name] = torch.from_numpy(value.astype(np.float32))
-    return inputs, torch.stack(present, dim=1)
+    return inputs, torch.from_numpy(observed_modalities(records, schema))
+
+
+def observed_modalities(records: SiteRecords, schema: Schema) -> NDArray[np.bool_]:
+    """Return bool [n, M]: which record has at least one observed value of which modality."""
+    observed = [
+        ~np.isnan(checked_raw(records, name, modality)).reshape(len(records), -1).all(axis=1)
+        for name, modality in schema.modalities.items()
+    ]
+    return np.stack(observed, axis=1)
 
 
 def to_batch(
@@ -152,7 +159,7 @@ def to_batch(
     """
     checked_indices("labels", records.labels, len(records), len(schema.classes))
     if groups.shape != (len(records),):
-        raise ShapeError(f"`groups` must be [{len(records)}], got {groups.shape}")
+        raise ShapeError(f"`groups` must be [{len(records)}], got {list(groups.shape)}")
     inputs, present = encode(records, schema, moments)
     return MultimodalBatch(
         inputs, present, torch.tensor(records.labels), torch.tensor(groups, dtype=torch.int64)

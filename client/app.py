@@ -1,0 +1,131 @@
+"""The ClientApp that every engine runs: unwrap a message, let the site work, wrap its answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from fedfair import wire
+from fedfair.config import parse_json
+from fedfair.data import DataAdapter, open_dataset
+from fedfair.errors import ConfigError, RunError, nearest
+from fedfair.provenance import source_digest
+from fedfair.site import Site, Workbench
+
+app = ClientApp()
+Work = Callable[[Site, Workbench], wire.Arrays]
+
+
+@app.query()
+def survey(message: Message, context: Context) -> Message:
+    """Tell what standardisation and the report need to know of this site."""
+    return _answer(message, context, lambda site, _: wire.pack_survey(site.survey))
+
+
+@app.train()
+def work(message: Message, context: Context) -> Message:
+    """Measure the downloaded model and train it."""
+    number = int(str(message.content.config_records["run"]["round"]))
+    download = _download(message)
+    return _answer(message, context, lambda site, bench: wire.pack_update(site.work(bench, download, number)))
+
+
+@app.train("signals")
+def signals(message: Message, context: Context) -> Message:
+    """Measure the downloaded model on the training records (the first of two exchanges)."""
+    download = _download(message)
+    return _answer(
+        message, context, lambda site, bench: wire.pack_signals("train", site.signals(bench, download))
+    )
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """Measure the final model on the training and the test records."""
+    download = _download(message)
+    return _answer(
+        message,
+        context,
+        lambda site, bench: {
+            **wire.pack_signals("train", site.signals(bench, download)),
+            **wire.pack_signals("test", site.evaluate(bench, download)),
+        },
+    )
+
+
+def _answer(message: Message, context: Context, work: Work) -> Message:
+    run = message.content.config_records["run"]
+    _check_source(str(run["source"]))
+    # More than one thread would change the order of sums, hence bits.
+    torch.set_num_threads(1)
+    config_json = str(run["config"])
+    name = _site_name(context, config_json)
+    arrays = work(_site(config_json, name), _workbench(config_json))
+    content = RecordDict(
+        {
+            "arrays": ArrayRecord({key: Array(value) for key, value in arrays.items()}),
+            "site": ConfigRecord({"name": name}),
+        }
+    )
+    return Message(content, reply_to=message)
+
+
+def _download(message: Message) -> wire.Download:
+    record = message.content.array_records["arrays"]
+    return wire.unpack_download({key: value.numpy() for key, value in record.items()})
+
+
+@lru_cache(maxsize=1)
+def _adapter(config_json: str) -> DataAdapter:
+    config = parse_json(config_json)
+    return open_dataset(config.data.name, config.data.path, config.data.options, config.seed)
+
+
+@lru_cache(maxsize=1)
+def _workbench(config_json: str) -> Workbench:
+    return Workbench(parse_json(config_json), _adapter(config_json))
+
+
+@lru_cache(maxsize=None)
+def _site(config_json: str, name: str) -> Site:
+    return Site(name, parse_json(config_json), _adapter(config_json))
+
+
+def _site_name(context: Context, config_json: str) -> str:
+    """Return this node's site: `site` of its node config, or the partition's place in the schema.
+
+    Raises
+    ------
+    RunError
+        If the number of virtual nodes is not the number of sites.
+    ConfigError
+        If the node config names no site of the data.
+    """
+    sites = _adapter(config_json).schema.sites
+    if "site" in context.node_config:
+        name = str(context.node_config["site"])
+        if name not in sites:
+            raise ConfigError(f"`site` of the node must be one of the data's sites, got {name!r}{nearest(name, sites)}")
+        return name
+    nodes = int(str(context.node_config["num-partitions"]))
+    if nodes != len(sites):
+        raise RunError(
+            f"`num-supernodes` must be {len(sites)}, one per site of the data, got {nodes}; "
+            f'add --federation-config "num-supernodes={len(sites)}"'
+        )
+    return sites[int(str(context.node_config["partition-id"]))]
+
+
+def _check_source(expected: str) -> None:
+    """Refuse to work for a server whose code differs: a worker may have imported another copy."""
+    root = Path(__file__).resolve().parents[1]
+    if (own := source_digest(root)) != expected:
+        raise RunError(
+            f"the site's code must be the server's ({expected}), got {own} in {root}; "
+            "start Flower from an empty directory so that its workers import the app they were sent"
+        )

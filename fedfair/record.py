@@ -1,0 +1,256 @@
+"""The record of one run: a line per round, an atomic checkpoint, the final evaluation."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fedfair.assessment import assess
+from fedfair.coefficients import Coefficients, FairnessTerm, LossTerms
+from fedfair.config import Config
+from fedfair.coordinator import Coordinator
+from fedfair.data.schema import Schema
+from fedfair.errors import RunError
+from fedfair.metrics import macro_auc
+from fedfair.signals import Signals
+
+ROUNDS, EVALUATION, CHECKPOINT, MODEL = "rounds.jsonl", "evaluation.npz", "checkpoint.npz", "model.pt"
+
+
+@dataclass(frozen=True)
+class Made:
+    """What made a model; empty for the initial one.
+
+    Attributes
+    ----------
+    coefficients : Mapping[str, Any] | None
+        The coefficients that were applied.
+    diagnostics : Mapping[str, Any]
+        What produced the round's coefficients.
+    sites : Sequence[str]
+        Sites that took part.
+    failed : Mapping[str, str]
+        Nodes that failed, with their own error text.
+    """
+
+    coefficients: Mapping[str, Any] | None = None
+    diagnostics: Mapping[str, Any] = field(default_factory=dict)
+    sites: Sequence[str] = ()
+    failed: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """What is known of the global model after `round` rounds (0 is the initial model).
+
+    Attributes
+    ----------
+    round : int
+        Rounds that made the model.
+    train_loss : float
+        Pooled mean cross-entropy of the fused head on training records, in nats.
+    test : Mapping[str, Any]
+        Metrics by the modulated attribute on the pooled test records, with counts.
+    made : Made
+        What made the model.
+    seconds : float
+        Time since the last record.
+    """
+
+    round: int
+    train_loss: float
+    test: Mapping[str, Any]
+    made: Made
+    seconds: float
+
+    def to_json(self) -> str:
+        """Return one line of JSON; NaN (not estimable) becomes null."""
+        flat = {k: v for k, v in vars(self).items() if k != "made"} | vars(self.made)
+        return json.dumps(_plain(flat), allow_nan=False)
+
+
+def test_metrics(
+    config: Config, schema: Schema, pooled: Signals, by_site: Mapping[str, Signals]
+) -> dict[str, Any]:
+    """Return the metrics of one model on the pooled test records, and each site's AUC."""
+    cells = tuple(len(groups) for groups in schema.attributes.values())
+    axis = list(schema.attributes).index(config.data.attribute)
+    table = assess(pooled, cells, axis, config.report.group_min)
+    groups = schema.attributes[config.data.attribute]
+    histograms = np.stack([signals.histograms[0].sum(0) for signals in by_site.values()])
+    site_auc = macro_auc(histograms, config.report.group_min).tolist()
+    return {
+        **table.to_dict(tuple(schema.modalities), groups),
+        "site_auc": dict(zip(by_site, site_auc, strict=True)),
+    }
+
+
+def coefficient_table(coefficients: Coefficients) -> dict[str, Any]:
+    """Return coefficients as plain lists."""
+    return {
+        "fused": coefficients.fused.tolist(),
+        "unimodal": coefficients.unimodal.tolist(),
+        "live": coefficients.live,
+    }
+
+
+class RunFolder:
+    """Writes one run (one seed of one method) so that a crash at any moment loses at most a round."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.mkdir(parents=True, exist_ok=True)
+
+    def append(self, record: RoundRecord) -> None:
+        """Append one line to the round records."""
+        with (self.path / ROUNDS).open("a", encoding="utf-8") as file:
+            file.write(record.to_json() + "\n")
+
+    def truncate(self, rounds: int) -> None:
+        """Keep only the records of models made by at most `rounds` rounds."""
+        file = self.path / ROUNDS
+        if file.is_file():
+            lines = [x for x in file.read_text(encoding="utf-8").splitlines() if x.endswith("}")]
+            kept = [x for x in lines if json.loads(x)["round"] <= rounds]
+            _write_atomically(file, "".join(x + "\n" for x in kept).encode())
+
+    def save_evaluation(
+        self, schema: Schema, train_counts: Mapping[str, NDArray[np.float64]], test: Mapping[str, Signals]
+    ) -> None:
+        """Save the final model's test signals and the training counts, sites in the schema's order."""
+        some = next(iter(test.values()))
+        empty = Signals(*(np.zeros_like(x) for x in (some.counts, some.losses, some.histograms)))
+        ordered = [test.get(site, empty) for site in schema.sites]
+        buffer = io.BytesIO()
+        np.savez_compressed(
+            buffer,
+            counts=np.stack([s.counts for s in ordered]),
+            losses=np.stack([s.losses for s in ordered]),
+            histograms=np.stack([s.histograms for s in ordered]),
+            train_counts=np.stack([train_counts.get(site, empty.counts) for site in schema.sites]),
+        )
+        _write_atomically(self.path / EVALUATION, buffer.getvalue())
+
+    def save_checkpoint(self, coordinator: Coordinator, made: Made) -> None:
+        """Save the coordinator's whole state; the file is replaced as a whole or not at all."""
+        arrays = _state(coordinator)
+        meta = {
+            "round": coordinator.round,
+            "config": coordinator.config.to_dict(),
+            "made": _plain(vars(made)),
+        }
+        arrays["meta"] = np.frombuffer(json.dumps(meta).encode(), dtype=np.uint8)
+        buffer = io.BytesIO()
+        np.savez(buffer, **arrays)  # type: ignore[arg-type]
+        body = buffer.getvalue()
+        _write_atomically(self.path / CHECKPOINT, hashlib.sha256(body).digest() + body)
+
+    def load_checkpoint(self, coordinator: Coordinator) -> Made | None:
+        """Put a saved state into the coordinator; return what made its model, or None if there is none.
+
+        Raises
+        ------
+        RunError
+            If the file is damaged or belongs to another configuration.
+        """
+        file = self.path / CHECKPOINT
+        if not file.is_file():
+            return None
+        raw = file.read_bytes()
+        if hashlib.sha256(raw[32:]).digest() != raw[:32]:
+            raise RunError(f"{file} must be an intact checkpoint, its checksum differs; start a new run")
+        with np.load(io.BytesIO(raw[32:]), allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+        meta = json.loads(bytes(arrays.pop("meta")))
+        if key := _first_difference(meta["config"], coordinator.config.to_dict()):
+            raise RunError(f"`{key}` must be as in the run to resume, it differs; start a new run instead")
+        _restore(coordinator, arrays, meta["round"])
+        return Made(**meta["made"])
+
+    def save_model(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Save the final model as a plain torch state dict."""
+        buffer = io.BytesIO()
+        torch.save(dict(state), buffer)
+        _write_atomically(self.path / MODEL, buffer.getvalue())
+
+
+def next_folder(parent: Path) -> Path:
+    """Return the first of ``parent/001``, ``parent/002`` ... after all that exist."""
+    taken = [int(p.name) for p in parent.glob("[0-9]*") if p.name.isdigit()]
+    return parent / f"{max(taken, default=0) + 1:03d}"
+
+
+def _state(coordinator: Coordinator) -> dict[str, NDArray[Any]]:
+    arrays: dict[str, NDArray[Any]] = {f"model/{k}": v for k, v in coordinator.model.items()}
+    arrays |= {f"velocity/{k}": v for k, v in (coordinator.velocity or {}).items()}
+    arrays |= {f"memory/{k}": v for k, v in coordinator.memory.items()}
+    arrays["fused"], arrays["unimodal"] = coordinator.coefficients.fused, coordinator.coefficients.unimodal
+    terms = coordinator.terms
+    if terms.direction is not None:
+        arrays["direction"] = terms.direction
+    if terms.fairness is not None:
+        arrays["slopes"], arrays["histograms"] = terms.fairness.slopes, terms.fairness.histograms
+        arrays["temperature"] = np.array(terms.fairness.temperature)
+    return arrays
+
+
+def _restore(coordinator: Coordinator, arrays: Mapping[str, NDArray[Any]], round_number: int) -> None:
+    def part(prefix: str) -> dict[str, NDArray[Any]]:
+        return {k[len(prefix) :]: v for k, v in arrays.items() if k.startswith(prefix)}
+
+    coordinator.model = part("model/")
+    if coordinator.velocity is not None:
+        coordinator.velocity = part("velocity/")
+    coordinator.memory = part("memory/")
+    coordinator.coefficients = Coefficients(
+        arrays["fused"], arrays["unimodal"], coordinator.config.method.live
+    )
+    fairness = None
+    if "slopes" in arrays:
+        fairness = FairnessTerm(arrays["slopes"], arrays["histograms"], float(arrays["temperature"]))
+    coordinator.terms = LossTerms(arrays.get("direction"), fairness)
+    coordinator.round = round_number
+
+
+def _first_difference(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> str | None:
+    """Return the first dotted key at which two plain configurations differ."""
+    for key in sorted({*a, *b}):
+        x, y = a.get(key), b.get(key)
+        if isinstance(x, dict) and isinstance(y, dict):
+            if inner := _first_difference(x, y, f"{prefix}{key}."):
+                return inner
+        elif x != y:
+            return f"{prefix}{key}"
+    return None
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
+    temporary = path.with_name(path.name + ".partial")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _plain(value: Any) -> Any:
+    """Return JSON data: arrays become lists, NaN becomes None."""
+    if isinstance(value, np.ndarray | np.generic):
+        return _plain(value.tolist())
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value

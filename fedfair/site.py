@@ -1,0 +1,193 @@
+"""Site: one hospital's side of a run, free of Flower.
+
+Its records are split, standardised with pooled moments and held here; only sums come out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fedfair.batch import MultimodalBatch
+from fedfair.blocks import ParameterBlocks
+from fedfair.config import Config
+from fedfair.data import DataAdapter
+from fedfair.data.encode import (
+    cells,
+    feature_sums,
+    num_cells,
+    observed_modalities,
+    to_batch,
+)
+from fedfair.data.schema import SiteRecords
+from fedfair.data.split import train_test_split
+from fedfair.errors import DataError
+from fedfair.gradients import Scales
+from fedfair.local import LocalTraining, SiteUpdate, measure, train
+from fedfair.models import MultimodalModel, build_model
+from fedfair.modulation._fairness import bin_logits
+from fedfair.plan import row_plan
+from fedfair.seeding import derive_seed, torch_generator
+from fedfair.signals import Signals
+from fedfair.terms import PreparedTerms
+from fedfair.wire import Download, Survey
+
+
+class Workbench:
+    """The model that a process trains: built once, loaded with each download."""
+
+    def __init__(self, config: Config, adapter: DataAdapter) -> None:
+        self.device = choose_device(config.training.device)
+        dtype = torch.float64 if config.training.dtype == "float64" else torch.float32
+        model = build_model(config.model.name, adapter.schema, config.model.options, config.seed)
+        self.model: MultimodalModel = model.to(self.device, dtype)
+        self.blocks = ParameterBlocks(self.model)
+        self.kind = torch.zeros((), dtype=dtype, device=self.device)
+
+    def load(self, model: Mapping[str, NDArray[np.floating]]) -> None:
+        """Put downloaded block vectors into the model."""
+        self.blocks.load({name: torch.as_tensor(value).to(self.kind) for name, value in model.items()})
+
+
+class Site:
+    """One site's records and what it computes on them.
+
+    Parameters
+    ----------
+    name : str
+        One of the schema's sites.
+    config : Config
+        The run's configuration.
+    adapter : DataAdapter
+        The data set.
+
+    Raises
+    ------
+    DataError
+        If the site has no training record.
+    """
+
+    def __init__(self, name: str, config: Config, adapter: DataAdapter) -> None:
+        self.name, self.config, self.schema = name, config, adapter.schema
+        records = adapter.load(name)
+        train_index, test_index = train_test_split(records, config.data.test_fraction, config.seed, name)
+        if len(train_index) == 0:
+            raise DataError(f"site {name} must have a training record, got {len(records)} records in all")
+        self._train_records = records.select(train_index)
+        self._test_records = records.select(test_index)
+        self._tensors: tuple[bytes, MultimodalBatch, MultimodalBatch] | None = None
+
+    @cached_property
+    def survey(self) -> Survey:
+        """What the site tells before the first round."""
+        return Survey(
+            feature_sums(self._train_records, self.schema),
+            self._counts(self._train_records),
+            self._counts(self._test_records),
+        )
+
+    def evaluate(self, bench: Workbench, download: Download) -> Signals:
+        """Return the test signals of the downloaded model, by cell of all attributes."""
+        bench.load(download.model)
+        return self._measure_test(bench, self._batches(bench, download)[1])
+
+    def signals(self, bench: Workbench, download: Download) -> Signals:
+        """Return the training signals of the downloaded model, by group of the modulated attribute."""
+        bench.load(download.model)
+        return self._measure_train(bench, self._batches(bench, download)[0])
+
+    def work(self, bench: Workbench, download: Download, round_number: int) -> SiteUpdate:
+        """Measure the downloaded model, then train it; return the sums of both.
+
+        Parameters
+        ----------
+        bench : Workbench
+            The process's model.
+        download : Download
+            Model, moments, coefficients and terms of this round.
+        round_number : int
+            From 1; with the seed and the site's name it fixes every draw.
+        """
+        bench.load(download.model)
+        train_batch, test_batch = self._batches(bench, download)
+        before = self._measure_train(bench, train_batch)
+        test = self._measure_test(bench, test_batch)
+        config, labels = self.config.training, (self.name, round_number)
+        terms = None
+        if download.terms:
+            logits = torch.as_tensor(bin_logits(self.config.report.bins)).to(bench.kind)
+            terms = PreparedTerms.build(download.terms, logits)
+        # Dropout knows only the global generator; it is seeded here and put back afterwards.
+        devices = [bench.device] if bench.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(derive_seed(self.config.seed, *labels, "dropout"))
+            rows = train(
+                bench.model,
+                bench.blocks,
+                train_batch,
+                row_plan(self.config, self.schema),
+                Scales.build(download.coefficients, bench.kind),
+                terms,
+                LocalTraining(
+                    config.mode,
+                    config.local_epochs,
+                    config.batch_size,
+                    config.chunk_size,
+                    config.learning_rate,
+                    config.momentum,
+                ),
+                torch_generator(self.config.seed, *labels, "batches"),
+            )
+        return SiteUpdate(self.name, {key: value.cpu().numpy() for key, value in rows.items()}, before, test)
+
+    def _batches(self, bench: Workbench, download: Download) -> tuple[MultimodalBatch, MultimodalBatch]:
+        key = b"".join(download.moments[name].tobytes() for name in sorted(download.moments))
+        if self._tensors is None or self._tensors[0] != key:
+            groups = self._train_records.attributes[self.config.data.attribute]
+            kind = (bench.device, bench.kind.dtype)
+            self._tensors = (
+                key,
+                to_batch(self._train_records, self.schema, download.moments, groups).to(*kind),
+                to_batch(
+                    self._test_records, self.schema, download.moments, cells(self._test_records, self.schema)
+                ).to(*kind),
+            )
+        return self._tensors[1], self._tensors[2]
+
+    def _measure_train(self, bench: Workbench, batch: MultimodalBatch) -> Signals:
+        return measure(
+            bench.model,
+            batch,
+            len(self.schema.attributes[self.config.data.attribute]),
+            self.config.report.bins,
+            self.config.training.chunk_size,
+            self.config.method.needs_head_gradients,
+        )
+
+    def _measure_test(self, bench: Workbench, batch: MultimodalBatch) -> Signals:
+        return measure(
+            bench.model,
+            batch,
+            num_cells(self.schema),
+            self.config.report.bins,
+            self.config.training.chunk_size,
+        )
+
+    def _counts(self, records: SiteRecords) -> NDArray[np.float64]:
+        shape = (num_cells(self.schema), len(self.schema.classes))
+        everyone = np.ones((1, len(records)), dtype=bool)
+        heads = np.concatenate([everyone, observed_modalities(records, self.schema).T])
+        flat = cells(records, self.schema) * shape[1] + records.labels
+        counts = [np.bincount(flat[head], minlength=shape[0] * shape[1]).reshape(shape) for head in heads]
+        return np.stack(counts).astype(np.float64)
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device `name`, or the first GPU if there is one for ``auto``."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)

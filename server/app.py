@@ -1,0 +1,62 @@
+"""The ServerApp that every engine runs: read the configuration, build the state, start the strategy."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from flwr.app import ArrayRecord, Context
+from flwr.serverapp import Grid, ServerApp
+
+from fedfair.config import Config, load
+from fedfair.coordinator import Coordinator
+from fedfair.data import open_dataset
+from fedfair.provenance import source_digest
+from fedfair.record import RunFolder, next_folder
+from fedfair.site import Workbench
+from server.strategy import ModulatedAggregation
+
+app = ServerApp()
+logger = logging.getLogger(__name__)
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Train one model as the run config says.
+
+    The run config holds `config` (a YAML file, relative to the app), `overrides`
+    (``key=value`` separated by ``;``) and `output` (a folder, created; empty for a numbered one
+    in ``~/fedfair-runs``). A checkpoint in the folder is resumed.
+    """
+    config = read_config(context)
+    adapter = open_dataset(config.data.name, config.data.path, config.data.options, config.seed)
+    bench = Workbench(config, adapter)
+    vectors = {name: value.cpu().numpy() for name, value in bench.blocks.vectors.items()}
+    coordinator = Coordinator(config, adapter.schema, vectors)
+    folder = RunFolder(Path(str(context.run_config.get("output") or default_output(config))))
+    strategy = ModulatedAggregation(coordinator, folder, source_digest(ROOT))
+    if made := folder.load_checkpoint(coordinator):
+        logger.info("resuming after round %d of %s", coordinator.round, folder.path)
+        strategy.made = made
+    folder.truncate(coordinator.round - 1)
+    strategy.survey(grid)
+    if remaining := config.rounds - coordinator.round:
+        strategy.start(
+            grid, ArrayRecord(), num_rounds=remaining, timeout=config.server.round_timeout
+        )
+    strategy.finish(grid)
+    bench.load(coordinator.model)
+    folder.save_model(bench.model.state_dict())
+
+
+def read_config(context: Context) -> Config:
+    """Return the configuration that the run config points at."""
+    path = Path(str(context.run_config["config"]))
+    overrides = [part.strip() for part in str(context.run_config.get("overrides", "")).split(";")]
+    return load(path if path.is_absolute() else ROOT / path, [part for part in overrides if part])
+
+
+def default_output(config: Config) -> Path:
+    """Return the next free ``~/fedfair-runs/NAME/NNN``."""
+    return next_folder(Path.home() / "fedfair-runs" / config.name)

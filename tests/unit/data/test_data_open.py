@@ -1,0 +1,93 @@
+"""open_dataset: built-in names, own factories, and what it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedfair.data import open_dataset
+from fedfair.data.heart import heart
+from fedfair.errors import ConfigError, DataError
+
+OWN = """
+from fedfair.data import SyntheticAdapter
+
+def factory(path, options, seed):
+    assert path == "somewhere"
+    return SyntheticAdapter(options, seed)
+
+def wrong(path, options, seed):
+    return options
+
+number = 3
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    package = tmp_path / "hospital_data_under_test"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "records.py").write_text(OWN)
+    (package / "broken.py").write_text("import a_package_nobody_has\n")
+    (package / "garbled.py").write_text("def (:\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    return "hospital_data_under_test"
+
+
+def test_built_in_names() -> None:
+    assert open_dataset("heart", None, {}, 0).schema == heart().schema
+    first, second = (open_dataset("synthetic", None, {"sites": 2}, seed).load("site-0001") for seed in (1, 2))
+    assert not np.array_equal(first.labels, second.labels)  # the seed arrives
+
+
+def test_an_own_factory_gets_path_options_and_seed(own: str) -> None:
+    made = open_dataset(f"{own}.records:factory", "somewhere", {"records": 5}, 3).load("site-0001")
+    expected = open_dataset("synthetic", None, {"records": 5}, 3).load("site-0001")
+    np.testing.assert_array_equal(made.modalities["image"], expected.modalities["image"])
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("{own}.record:factory", "module that can be imported, got .*No module named"),
+        ("{own}.broken:factory", "module that can be imported, got .*a_package_nobody_has"),
+        ("{own}.garbled:factory", "module that can be imported, got"),
+        ("{own}.records:factor", "function of .*records, got 'factor'; did you mean `factory`"),
+        ("{own}.records:number", "function of .*records, got 'number'"),
+        ("{own}.records:wrong", "adapter with `schema` and `load`, got dict"),
+        ("{own}.records:", "must look like `package.module:factory`"),
+        (":factory", "must look like `package.module:factory`"),
+        (".records:factory", "must look like `package.module:factory`"),
+        ("{own}:records:factory", "must look like `package.module:factory`"),
+    ],
+)
+def test_a_bad_factory_is_refused(name: str, message: str, own: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        open_dataset(name.format(own=own), None, {}, 0)
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_names_paths_and_options_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"`data.name` must be one of .*got 'haert'; did you mean `heart`"):
+        open_dataset("haert", None, {}, 0)
+    with pytest.raises(ConfigError, match=r"`data.path` must be left out for heart, got 'x.csv'"):
+        open_dataset("heart", "x.csv", {}, 0)
+    with pytest.raises(ConfigError, match=r"`data.options` must be left out for heart, got \['sites'\]"):
+        open_dataset("heart", None, {"sites": 2}, 0)
+    with pytest.raises(ConfigError, match=r"`data.path` must be left out for synthetic"):
+        open_dataset("synthetic", "x.csv", {}, 0)
+    with pytest.raises(ConfigError, match=r"`data.path` must name the file for csv"):
+        open_dataset("csv", None, {}, 0)
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    options = {
+        "site": "s",
+        "label": {"column": "y", "edges": [1], "names": ["no", "yes"]},
+        "modalities": {"m": {"numeric": ["x"]}},
+    }
+    with pytest.raises(DataError, match="must be a readable file, got .*none.csv"):
+        open_dataset("csv", str(tmp_path / "none.csv"), options, 0)

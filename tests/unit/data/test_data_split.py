@@ -1,0 +1,91 @@
+"""The split's properties for any records, fraction and seed."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedfair.data import SiteRecords
+from fedfair.data.split import train_test_split
+from fedfair.errors import DataError
+
+
+def records_of(labels: list[int], sex: list[int], age: list[int]) -> SiteRecords:
+    return SiteRecords(
+        {"x": np.zeros((len(labels), 1), np.float32)},
+        np.array(labels, np.int64),
+        {"sex": np.array(sex, np.int64), "age": np.array(age, np.int64)},
+    )
+
+
+some_records = st.lists(
+    st.tuples(st.integers(0, 2), st.integers(0, 1), st.integers(0, 2)), min_size=1, max_size=80
+).map(lambda rows: records_of(*map(list, zip(*rows, strict=True))))
+fractions = st.one_of(st.sampled_from([0.1, 0.2, 0.29, 0.3, 0.5, 0.7]), st.floats(0.001, 0.999))
+
+
+@given(some_records, fractions, st.integers(0, 10))
+def test_split_is_a_stratified_partition(records: SiteRecords, fraction: float, seed: int) -> None:
+    train, test = train_test_split(records, fraction, seed, "A")
+    assert train.dtype == test.dtype == np.int64
+    assert sorted([*train, *test]) == list(range(len(records)))
+    assert (np.diff(train) > 0).all()
+    assert (np.diff(test) > 0).all()
+    assert len(test) == round(fraction * len(records))
+    stratum = list(zip(records.labels, *records.attributes.values(), strict=True))
+    in_test = Counter(stratum[i] for i in test)
+    for cell, size in Counter(stratum).items():
+        # Within one record of the exact share; 1e-9 because 0.29 * 100 is 28.999999999999996.
+        assert fraction * size - 1 - 1e-9 < in_test[cell] < fraction * size + 1 + 1e-9
+
+
+@given(some_records, fractions, st.integers(0, 10))
+def test_split_is_fixed_by_seed_and_site(records: SiteRecords, fraction: float, seed: int) -> None:
+    first = train_test_split(records, fraction, seed, "A")
+    np.random.seed(seed)  # noqa: NPY002  (the global state must not matter)
+    state = np.random.get_state()[1].copy()  # noqa: NPY002
+    second = train_test_split(records, fraction, seed, "A")
+    np.testing.assert_array_equal(first[1], second[1])
+    np.testing.assert_array_equal(np.random.get_state()[1], state)  # noqa: NPY002
+
+
+def test_seed_and_site_change_the_split() -> None:
+    records = records_of([0, 1] * 50, [0, 0, 1, 1] * 25, [0] * 100)
+    tests = {tuple(train_test_split(records, 0.3, seed, site)[1]) for seed in (0, 1) for site in "AB"}
+    assert len(tests) == 4
+
+
+def test_remainders_fall_on_every_stratum() -> None:
+    # Two strata of one record each, half of the records to test: a fair coin decides which.
+    records = records_of([0, 1], [0, 0], [0, 0])
+    first = sum(int(train_test_split(records, 0.5, seed, "A")[1][0]) for seed in range(400))
+    assert abs(first / 400 - 0.5) < 0.125  # 5 standard deviations of a share of 400 coins
+
+
+def test_every_record_can_be_drawn() -> None:
+    records = records_of([0] * 10, [0] * 10, [0] * 10)
+    drawn = Counter(int(i) for seed in range(200) for i in train_test_split(records, 0.3, seed, "A")[1])
+    # Binomial(200, 0.3): mean 60, standard deviation 6.5; 5 of those either way.
+    assert len(drawn) == 10
+    assert all(28 < count < 92 for count in drawn.values())
+
+
+def test_without_attributes_only_the_label_counts() -> None:
+    records = SiteRecords({}, np.array([0] * 10 + [1] * 20, np.int64), {})
+    _, test = train_test_split(records, 0.3, 0, "A")
+    assert np.bincount(records.labels[test]).tolist() == [3, 6]
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, 1.5, float("nan")])
+def test_a_fraction_outside_0_1_is_refused(fraction: float) -> None:
+    with pytest.raises(DataError, match=r"`test_fraction` must be in \(0, 1\), got"):
+        train_test_split(records_of([0, 1], [0, 0], [0, 0]), fraction, 0, "A")
+
+
+def test_no_records_are_refused() -> None:
+    with pytest.raises(DataError, match="`A` must have records to split"):
+        train_test_split(records_of([], [], []), 0.3, 0, "A")

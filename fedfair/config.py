@@ -209,6 +209,18 @@ def apply(plain: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     return result
 
 
+def first_difference(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> str | None:
+    """Return the first dotted key at which two plain configurations differ, or None."""
+    for key in sorted({*a, *b}):
+        x, y = a.get(key), b.get(key)
+        if isinstance(x, dict) and isinstance(y, dict):
+            if inner := first_difference(x, y, f"{prefix}{key}."):
+                return inner
+        elif x != y:
+            return f"{prefix}{key}"
+    return None
+
+
 def _read_yaml(text: str, origin: str) -> Any:
     try:
         return yaml.safe_load(text)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from fedfair.assessment import assess
 from fedfair.coefficients import Coefficients, FairnessTerm, LossTerms
-from fedfair.config import Config
+from fedfair.config import Config, first_difference
 from fedfair.coordinator import Coordinator
 from fedfair.data.schema import Schema
 from fedfair.errors import RunError
@@ -172,7 +172,7 @@ class RunFolder:
         with np.load(io.BytesIO(raw[32:]), allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
         meta = json.loads(bytes(arrays.pop("meta")))
-        if key := _first_difference(meta["config"], coordinator.config.to_dict()):
+        if key := first_difference(meta["config"], coordinator.config.to_dict()):
             raise RunError(f"`{key}` must be as in the run to resume, it differs; start a new run instead")
         _restore(coordinator, arrays, meta["round"])
         return Made(**meta["made"])
@@ -220,18 +220,6 @@ def _restore(coordinator: Coordinator, arrays: Mapping[str, NDArray[Any]], round
         fairness = FairnessTerm(arrays["slopes"], arrays["histograms"], float(arrays["temperature"]))
     coordinator.terms = LossTerms(arrays.get("direction"), fairness)
     coordinator.round = round_number
-
-
-def _first_difference(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> str | None:
-    """Return the first dotted key at which two plain configurations differ."""
-    for key in sorted({*a, *b}):
-        x, y = a.get(key), b.get(key)
-        if isinstance(x, dict) and isinstance(y, dict):
-            if inner := _first_difference(x, y, f"{prefix}{key}."):
-                return inner
-        elif x != y:
-            return f"{prefix}{key}"
-    return None
 
 
 def _write_atomically(path: Path, content: bytes) -> None:

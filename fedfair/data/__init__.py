@@ -7,7 +7,6 @@ encoding for the model in `encode`.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 
 from fedfair.data.heart import heart
@@ -16,6 +15,7 @@ from fedfair.data.spec import TableSpec
 from fedfair.data.synthetic import SyntheticAdapter
 from fedfair.data.table import TableAdapter, read_csv
 from fedfair.errors import ConfigError, nearest
+from fedfair.plugins import call_factory, import_factory
 
 __all__ = [
     "DataAdapter",
@@ -80,24 +80,12 @@ def open_dataset(name: str, path: str | None, options: Options, seed: int) -> Da
 
 
 def _own(name: str, path: str | None, options: Options, seed: int) -> DataAdapter:
-    """Import the user's factory and call it."""
-    module_name, _, attribute = name.partition(":")
-    if not all(part.isidentifier() for part in (*module_name.split("."), attribute)):
-        raise ConfigError(f"`data.name` must look like `package.module:factory`, got {name!r}")
-    try:
-        module = importlib.import_module(module_name)
-    except (ImportError, SyntaxError) as error:
-        raise ConfigError(
-            f"`data.name` must name a module that can be imported, got {name!r}: {error}"
-        ) from error
-    factory = getattr(module, attribute, None)
-    if not callable(factory):
-        hint = nearest(attribute, dir(module))
-        raise ConfigError(f"`data.name` must name a function of {module_name}, got {attribute!r}{hint}")
-    adapter: DataAdapter = factory(path=path, options=options, seed=seed)
+    """Return what the user's factory makes."""
+    factory = import_factory("data.name", name)
+    adapter: DataAdapter = call_factory("data.name", factory, path=path, options=options, seed=seed)
     if not (isinstance(getattr(adapter, "schema", None), Schema) and hasattr(adapter, "load")):
         made = type(adapter).__name__
         raise ConfigError(
-            f"`data.name` must make an adapter with `schema` and `load`, got {made} from {name!r}"
+            f"`data.name` must make an adapter with `schema` and `load`, got {made} by {name!r}"
         )
     return adapter

@@ -116,24 +116,30 @@ def encode(
     ShapeError, DataError
         If records or moments do not fit the schema.
     """
+    present = torch.from_numpy(observed_modalities(records, schema))
     inputs: dict[str, torch.Tensor] = {}
     for name, modality in schema.modalities.items():
-        raw = checked_raw(records, name, modality)
-        observed = ~np.isnan(raw)
+        raw = records.modalities[name]
         if isinstance(modality, TableModality):
             value = _encode_table(raw, modality, _moments_of(name, modality, moments))
         else:
-            value = np.where(observed, raw, 0)
+            value = np.where(np.isnan(raw), 0, raw)
         inputs[name] = torch.from_numpy(value.astype(np.float32))
-    return inputs, torch.from_numpy(observed_modalities(records, schema))
+    return inputs, present
 
 
 def observed_modalities(records: SiteRecords, schema: Schema) -> NDArray[np.bool_]:
-    """Return bool [n, M]: which record has at least one observed value of which modality."""
-    observed = [
-        ~np.isnan(checked_raw(records, name, modality)).reshape(len(records), -1).all(axis=1)
-        for name, modality in schema.modalities.items()
-    ]
+    """Return bool [n, M]: which record has at least one observed value of which modality.
+
+    Raises
+    ------
+    ShapeError, DataError
+        If the records do not fit the schema.
+    """
+    observed = []
+    for name, modality in schema.modalities.items():
+        raw = checked_raw(records, name, modality)
+        observed.append(~np.isnan(raw).all(axis=tuple(range(1, raw.ndim))))
     return np.stack(observed, axis=1)
 
 

@@ -11,29 +11,24 @@ from fedfair.models._base import Fusion
 
 
 class ConcatFusion(Fusion):
-    """Concatenate the embeddings, a learned token standing in for a missing one, then an MLP.
+    """Concatenate the embeddings, a learned token standing in for a missing one, then a hidden layer.
 
     Parameters
     ----------
     num_modalities, embedding_dim : int
         M and p.
-    hidden_dim, feature_dim : int
-        Widths of the two layers.
+    feature_dim : int
+        P, the width of the hidden layer.
     num_classes : int
         C.
     """
 
     def __init__(
-        self, num_modalities: int, embedding_dim: int, hidden_dim: int, feature_dim: int, num_classes: int
+        self, num_modalities: int, embedding_dim: int, feature_dim: int, num_classes: int
     ) -> None:
         super().__init__(nn.Linear(feature_dim, num_classes))
         self.missing = nn.Parameter(torch.zeros(num_modalities, embedding_dim))
-        self.body = nn.Sequential(
-            nn.Linear(num_modalities * embedding_dim, hidden_dim),
-            nn.ReLU(),
-            nn.Linear(hidden_dim, feature_dim),
-            nn.ReLU(),
-        )
+        self.body = nn.Sequential(nn.Linear(num_modalities * embedding_dim, feature_dim), nn.ReLU())
 
     def join(self, embeddings: Sequence[Tensor], present: Tensor) -> Tensor:
         """Return features [B, P]."""

@@ -8,19 +8,18 @@ from torch import nn
 
 from fedfair.data.schema import Modality, Schema
 from fedfair.errors import ConfigError
-from fedfair.models._base import Fusion, Head, MultimodalModel
+from fedfair.models._base import Head, MultimodalModel
 from fedfair.models._encoders import mlp, small_cnn
 from fedfair.models._fusion import AttentionFusion, ConcatFusion
 
-FUSIONS = ("concat", "attention")
+FUSIONS = {"concat": ConcatFusion, "attention": AttentionFusion}
 
 
 def late_fusion(
     schema: Schema,
     hidden: Sequence[int] = (16,),
-    embedding_dim: int = 8,
+    embedding_dim: int = 16,
     fusion: str = "concat",
-    fusion_hidden: int = 16,
     hidden_by_modality: Mapping[str, Sequence[int]] | None = None,
 ) -> MultimodalModel:
     """Return a late-fusion model for any schema.
@@ -34,11 +33,9 @@ def late_fusion(
     hidden : Sequence[int]
         Hidden widths of every encoder (channels for a CNN).
     embedding_dim : int
-        p, also the feature width of every head, so that their last layers have one shape.
+        p, also the feature width of fusion and heads, so that their last layers have one shape.
     fusion : str
         ``concat`` or ``attention``.
-    fusion_hidden : int
-        Hidden width of ``concat``.
     hidden_by_modality : Mapping[str, Sequence[int]] | None
         Overrides `hidden` for some modalities.
 
@@ -48,7 +45,7 @@ def late_fusion(
         If a name is unknown or a modality's shape has no built-in encoder.
     """
     if fusion not in FUSIONS:
-        raise ConfigError(f"`model.options.fusion` must be one of {FUSIONS}, got {fusion!r}")
+        raise ConfigError(f"`model.options.fusion` must be one of {list(FUSIONS)}, got {fusion!r}")
     overrides = dict(hidden_by_modality or {})
     if unknown := set(overrides) - set(schema.modalities):
         raise ConfigError(
@@ -61,11 +58,7 @@ def late_fusion(
     classes = len(schema.classes)
     heads = {name: _head(embedding_dim, classes) for name in schema.modalities}
     count = len(schema.modalities)
-    join: Fusion = (
-        ConcatFusion(count, embedding_dim, fusion_hidden, embedding_dim, classes)
-        if fusion == "concat"
-        else AttentionFusion(count, embedding_dim, embedding_dim, classes)
-    )
+    join = FUSIONS[fusion](count, embedding_dim, embedding_dim, classes)
     return MultimodalModel(encoders, heads, join)
 
 

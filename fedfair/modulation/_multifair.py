@@ -48,6 +48,9 @@ class MultiFair:
         z >= 0: standard errors a change or a gap must exceed. Zero turns the gate off.
     direction, fairness : float
         Weights lambda and beta >= 0 of the direction term and of F_G; zero leaves the term out.
+    direction_max : float
+        Largest norm of lambda V. V grows as 1 / ||G|| near a stationary point, where the term would
+        drown the loss; to the features it acts like a change V of the last layer's weights (ours).
     one_sided : bool
         F_G pushes only groups below the mean (ours) or, if false, both sides (paper).
     temperature : float
@@ -70,6 +73,7 @@ class MultiFair:
     gate: float = 2.0
     direction: float = 0.1
     fairness: float = 0.3
+    direction_max: float = 0.2
     one_sided: bool = True
     temperature: float = 1.0
     decay: float = 0.9
@@ -91,7 +95,7 @@ class MultiFair:
                 f"`method.progress` must be one of {PROGRESS} and `method.form` one of {FORMS}, "
                 f"got {self.progress!r} and {self.form!r}"
             )
-        for name in ("rho", "gamma", "gate", "direction", "fairness"):
+        for name in ("rho", "gamma", "gate", "direction", "direction_max", "fairness"):
             check_range(name, getattr(self, name), 0.0)
         for name in ("tau", "temperature"):
             check_range(name, getattr(self, name), 1e-6)
@@ -172,7 +176,8 @@ class MultiFair:
             matrix, cosines = direction_matrix(
                 signals.head_gradients, signals.counts.sum((-1, -2)), balance
             )
-            direction = self.direction * matrix
+            norm = self.direction * float(np.linalg.norm(matrix))
+            direction = self.direction * matrix * min(1.0, self.direction_max / max(norm, 1e-300))
         fairness = None
         if self.fairness > 0:
             surrogate = surrogate_auc(signals.histograms[1:], self.temperature).mean(-1)

@@ -117,6 +117,7 @@ def test_one_class_is_not_estimable(cells: list[list[int]]) -> None:
     counts = np.array(cells, float)
     for metric in (metrics.auc, metrics.auc_bound, metrics.auc_standard_error):
         assert np.isnan(metric(counts))
+    assert np.isnan(metrics.auc(counts, min_count=0))
 
 
 def test_min_count_and_leading_axes() -> None:

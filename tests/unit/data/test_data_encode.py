@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -226,9 +227,9 @@ def test_without_attributes_there_is_one_cell() -> None:
 def changed(name: str, value: object, at: tuple[int, ...] | None) -> SiteRecords:
     """Return the example with one array replaced or one of its entries set."""
     records = site()
-    arrays = {**records.modalities, **records.attributes, "labels": records.labels}
+    arrays: dict[str, Any] = {**records.modalities, **records.attributes, "labels": records.labels}
     if at is None:
-        arrays[name] = value  # type: ignore[assignment]
+        arrays[name] = value
     else:
         arrays[name][at] = value
     modalities = {key: arrays[key] for key in SCHEMA.modalities if arrays[key] is not None}

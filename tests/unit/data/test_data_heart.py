@@ -13,6 +13,7 @@ import pytest
 
 from fedfair.data import SiteRecords, TableAdapter, TableSpec, open_dataset, read_csv
 from fedfair.data.heart import heart, heart_table
+from fedfair.data.schema import TableModality
 
 ROOT = Path(__file__).parents[3]
 RAW = ROOT.parent / "shared" / "data" / "heart_disease_uci.csv"
@@ -30,6 +31,12 @@ PUBLISHED = {
 
 def lacking(records: SiteRecords, name: str) -> int:
     return int(np.isnan(records.modalities[name]).all(axis=1).sum())
+
+
+def columns_of(adapter: TableAdapter, name: str) -> list[str]:
+    modality = adapter.schema.modalities[name]
+    assert isinstance(modality, TableModality)
+    return [column.name for column in modality.columns]
 
 
 def assert_equal_records(a: SiteRecords, b: SiteRecords) -> None:
@@ -62,7 +69,7 @@ def test_totals_and_the_corrections() -> None:
     sex = np.concatenate([records.attributes["sex"] for records in sites])
     assert np.bincount(sex).tolist() == [193, 725]
     rest = np.concatenate([records.modalities["rest"] for records in sites])
-    names = [column.name for column in adapter.schema.modalities["rest"].columns]
+    names = columns_of(adapter, "rest")
     pressure, cholesterol = rest[:, names.index("trestbps")], rest[:, names.index("chol")]
     # Missing in the source plus written as 0: 59 + 1, and 30 + 172 less the duplicate that lacked it.
     assert (np.isnan(pressure).sum(), np.isnan(cholesterol).sum()) == (60, 201)
@@ -72,7 +79,7 @@ def test_totals_and_the_corrections() -> None:
 
 def test_attributes_are_not_inputs() -> None:
     schema = heart().schema
-    columns = {column.name for modality in schema.modalities.values() for column in modality.columns}
+    columns = {column for name in schema.modalities for column in columns_of(heart(), name)}
     assert columns.isdisjoint({"age", "sex", "num", "site"})
     assert list(schema.modalities) == ["rest", "stress", "imaging"]
     assert schema.attributes == {"sex": ("female", "male"), "age": ("<50", "50-59", "60+")}
@@ -137,8 +144,7 @@ def test_switzerland_equals_the_raw_table_but_for_cholesterol() -> None:
     }
     raw = TableAdapter(read_csv(RAW), TableSpec.from_options(options)).load("Switzerland")
     shipped = heart().load("Switzerland")
-    names = [column.name for column in heart().schema.modalities["rest"].columns]
-    column = names.index("chol")
+    column = columns_of(heart(), "rest").index("chol")
     assert (raw.modalities["rest"][:, column] == 0).all()
     assert np.isnan(shipped.modalities["rest"][:, column]).all()
     raw.modalities["rest"][:, column] = np.nan

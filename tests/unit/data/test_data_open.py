@@ -18,6 +18,9 @@ def factory(path, options, seed):
     assert path == "somewhere"
     return SyntheticAdapter(options, seed)
 
+def narrow(path, options):
+    return options
+
 def wrong(path, options, seed):
     return options
 
@@ -32,7 +35,6 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     (package / "__init__.py").write_text("")
     (package / "records.py").write_text(OWN)
     (package / "broken.py").write_text("import a_package_nobody_has\n")
-    (package / "garbled.py").write_text("def (:\n")
     monkeypatch.syspath_prepend(tmp_path)
     return "hospital_data_under_test"
 
@@ -52,16 +54,13 @@ def test_an_own_factory_gets_path_options_and_seed(own: str) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("{own}.record:factory", "module that can be imported, got .*No module named"),
-        ("{own}.broken:factory", "module that can be imported, got .*a_package_nobody_has"),
-        ("{own}.garbled:factory", "module that can be imported, got"),
+        ("{own}.record:factory", "`data.name` must name an importable module, got .*No module named"),
+        ("{own}.broken:factory", "`data.name` must name an importable module, got .*a_package_nobody_has"),
         ("{own}.records:factor", "function of .*records, got 'factor'; did you mean `factory`"),
         ("{own}.records:number", "function of .*records, got 'number'"),
+        ("{own}.records:", "function of .*records, got ''"),
         ("{own}.records:wrong", "adapter with `schema` and `load`, got dict"),
-        ("{own}.records:", "must look like `package.module:factory`"),
-        (":factory", "must look like `package.module:factory`"),
-        (".records:factory", "must look like `package.module:factory`"),
-        ("{own}:records:factory", "must look like `package.module:factory`"),
+        ("{own}.records:narrow", r"`data.name` must fit narrow\(path, options\)"),
     ],
 )
 def test_a_bad_factory_is_refused(name: str, message: str, own: str) -> None:

@@ -60,10 +60,10 @@ def test_values_codes_and_missing_cells(tmp_path: Path) -> None:
     assert adapter.schema.classes == ("healthy", "ill")
     south, north = adapter.load("South"), adapter.load("North")
     nan = np.nan
-    np.testing.assert_array_equal(south.modalities["rest"], np.float32([[200.5, 1], [nan, nan]]))
-    np.testing.assert_array_equal(south.modalities["stress"], np.float32([[150, -1], [140, 2]]))
-    np.testing.assert_array_equal(north.modalities["rest"], np.float32([[nan, 0]]))
-    np.testing.assert_array_equal(north.modalities["stress"], np.float32([[nan, nan]]))
+    np.testing.assert_array_equal(south.modalities["rest"], np.array([[200.5, 1], [nan, nan]], np.float32))
+    np.testing.assert_array_equal(south.modalities["stress"], np.array([[150, -1], [140, 2]], np.float32))
+    np.testing.assert_array_equal(north.modalities["rest"], np.array([[nan, 0]], np.float32))
+    np.testing.assert_array_equal(north.modalities["stress"], np.array([[nan, nan]], np.float32))
     assert (south.labels.tolist(), north.labels.tolist()) == ([0, 1], [1])
     assert south.attributes["sex"].tolist() == [0, 0]
     assert south.attributes["age"].tolist() == [0, 1]  # an edge belongs to the upper band

@@ -1,0 +1,141 @@
+"""The command line: ``fedfair simulate``, ``fedfair report``, ``fedfair methods``."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from fedfair import __version__
+from fedfair.errors import FedfairError, RunError
+
+INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; return 0, 1 for a refusal (one sentence on stderr) or 130 after Ctrl-C."""
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except FedfairError as error:
+        sys.stderr.write(f"fedfair: {error}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("fedfair: interrupted\n")
+        return INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fedfair",
+        description="Train one multimodal model across hospitals, modulated by modality and group.",
+    )
+    parser.add_argument("--version", action="version", version=f"fedfair {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    simulate = commands.add_parser(
+        "simulate", help="run an experiment on virtual sites and write a report", description=_simulate.__doc__
+    )
+    simulate.add_argument("config", type=Path, help="a YAML file such as configs/heart.yaml")
+    simulate.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key, e.g. method.name=mimo"
+    )
+    simulate.add_argument("--seeds", type=_positive, default=1, metavar="N", help="repeat with N seeds")
+    simulate.add_argument("--output", type=Path, help="a new folder; default runs/NAME/001, 002, ...")
+    simulate.add_argument(
+        "--workers", type=_natural, default=0, metavar="N", help="processes that share the sites; same bits"
+    )
+    simulate.add_argument(
+        "--engine",
+        choices=("in-process", "flower"),
+        default="in-process",
+        help="flower: `flwr run` on Flower's simulation engine (Ray); same numbers, slower to start",
+    )
+    simulate.add_argument(
+        "--resume", action="store_true", help="go on with the run in --output, or with the newest one"
+    )
+    simulate.set_defaults(run=_simulate)
+
+    report = commands.add_parser("report", help="write report.html of a run again", description=_report.__doc__)
+    report.add_argument("folder", type=Path, help="a folder such as runs/heart/001")
+    report.set_defaults(run=_report)
+
+    methods = commands.add_parser("methods", help="list the methods and their parameters")
+    methods.set_defaults(run=_methods)
+    return parser
+
+
+def _simulate(options: argparse.Namespace) -> int:
+    """Train the method of CONFIG and its baseline on the same seeds, then compare them."""
+    _find_apps()
+    from simulations.run import Request, run_experiment
+
+    request = Request(
+        options.config,
+        tuple(options.set),
+        options.seeds,
+        options.output,
+        options.workers,
+        options.engine,
+        options.resume,
+    )
+    return INTERRUPTED if run_experiment(request) else 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    """Write report.html from the files of a run, complete or interrupted."""
+    from fedfair.report import comparison_table, write_report
+
+    if not (options.folder / "experiment.json").is_file():
+        raise RunError(f"`folder` must be a run with an experiment.json, got {options.folder}")
+    path = write_report(options.folder)
+    sys.stdout.write(f"{comparison_table(options.folder)}\nreport: {path}\n")
+    return 0
+
+
+def _methods(options: argparse.Namespace) -> int:
+    """List the methods, what they do and their parameters with defaults."""
+    del options
+    from fedfair.modulation import METHODS
+
+    for name, method in METHODS.items():
+        summary = (method.__doc__ or "").strip().splitlines()[0]
+        sys.stdout.write(f"{name}: {summary}\n")
+        for field in dataclasses.fields(method):  # type: ignore[arg-type]
+            sys.stdout.write(f"    method.{field.name} = {field.default}\n")
+    return 0
+
+
+def _find_apps() -> None:
+    """Put the folder that holds server/, client/ and simulations/ on the path.
+
+    They are a Flower app, not part of the installed package: their names are too general for it.
+
+    Raises
+    ------
+    RunError
+        If neither the working directory nor the source checkout holds them.
+    """
+    for root in (Path.cwd(), Path(__file__).resolve().parents[1]):
+        if all((root / name).is_dir() for name in ("server", "client", "simulations")):
+            sys.path.insert(0, str(root))
+            return
+    raise RunError(
+        f"`fedfair simulate` must run in a checkout of fedfair (server/, client/, simulations/), got {Path.cwd()}"
+    )
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+def _natural(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must be at least 0, got {value}")
+    return value

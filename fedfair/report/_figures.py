@@ -1,0 +1,189 @@
+"""The figures of the report, as SVG text to set into the page. Needs matplotlib."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from fedfair.report._load import Experiment, Run
+from fedfair.report._results import number
+
+Array = NDArray[np.float64]
+
+# Okabe and Ito's palette, which colour-blind readers can tell apart; the baseline is grey and dashed.
+BASELINE_COLOUR = "#5f6368"
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+STYLE: dict[Any, object] = {
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#9aa0a6",
+    "axes.grid": True,
+    "grid.color": "#e8eaed",
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    # Text stays text, so the page's own font sets it and it can be searched.
+    "svg.fonttype": "none",
+    "image.interpolation": "nearest",
+    "text.parse_math": False,  # a name may hold a dollar sign
+}
+CURVES = (
+    ("train_loss", "Training loss"),
+    ("auc", "AUC"),
+    ("es_auc", "ES-AUC"),
+    ("worst_group_auc", "Worst-group AUC"),
+)
+
+
+def arm_colours(arms: Sequence[str]) -> dict[str, str]:
+    """Return a colour per arm; the first, the baseline, is grey."""
+    return dict(zip(arms, itertools.chain([BASELINE_COLOUR], itertools.cycle(COLOURS)), strict=False))
+
+
+def _svg(figure: Figure, name: str) -> str:
+    """Return the figure as an <svg> element that fills its container's width."""
+    buffer = io.StringIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    # The salt makes element ids repeat between calls and differ between figures of one page.
+    with mpl.rc_context({"svg.hashsalt": name}):
+        figure.savefig(buffer, format="svg", metadata=nothing, dpi=200)
+    text = buffer.getvalue()
+    element = text[text.index("<svg") :]
+    return re.sub(r' (?:width|height)="[\d.]+pt"', "", element, count=2)
+
+
+@mpl.rc_context(STYLE)
+def curves(experiment: Experiment) -> str:
+    """Return loss and AUCs over rounds: a line per arm, the mean over seeds, in a band of all seeds."""
+    figure = Figure(figsize=(9.6, 5.2), layout="constrained")
+    for axes, (key, title) in zip(figure.subplots(2, 2, sharex=True).flat, CURVES, strict=True):
+        axes.set_title(title)
+        for arm, colour in arm_colours(experiment.arms).items():
+            runs = [run for run in experiment.runs.values() if run.arm == arm and run.records]
+            if runs:
+                _curve(axes, *_over_rounds(runs, key), arm, colour, arm == experiment.baseline)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for axes in figure.axes[2:]:
+        axes.set_xlabel("round")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=4)
+    return _svg(figure, "curves")
+
+
+def _over_rounds(runs: Sequence[Run], key: str) -> tuple[Array, Array]:
+    """Return the evaluated rounds [R] and the metric [seeds, R], NaN where a run has none."""
+    by_run = [
+        {r["round"]: number(r["train_loss"] if key == "train_loss" else r["test"][key]) for r in run.records}
+        for run in runs
+    ]
+    rounds = sorted(set().union(*by_run))
+    values = [[values.get(r, np.nan) for r in rounds] for values in by_run]
+    return np.array(rounds, dtype=np.float64), np.array(values)
+
+
+def _curve(axes: Axes, rounds: Array, values: Array, arm: str, colour: str, dashed: bool) -> None:
+    known = ~np.isnan(values).all(0)
+    rounds, values = rounds[known], values[:, known]
+    axes.fill_between(rounds, np.nanmin(values, 0), np.nanmax(values, 0), color=colour, alpha=0.15, lw=0)
+    axes.plot(rounds, np.nanmean(values, 0), color=colour, ls="--" if dashed else "-", lw=1.6, label=arm)
+
+
+@mpl.rc_context(STYLE)
+def coefficients(experiment: Experiment, arm: str) -> str | None:
+    """Return an arm's coefficients over rounds as a heat map, or None if all are one.
+
+    Rows are blocks by group, colour is log2 of the coefficient (geometric mean over seeds): white
+    is 1, which is federated averaging.
+    """
+    rounds, values = _coefficients(experiment, arm)
+    if not rounds.size or np.allclose(values, 1.0):
+        return None
+    labels, groups = _block_labels(experiment), experiment.attributes[experiment.attribute]
+    figure = Figure(figsize=(9.6, 1.1 + 0.2 * len(values)), layout="constrained")
+    axes = figure.subplots()
+    axes.grid(visible=False)
+    limit = float(np.clip(np.abs(np.log2(np.clip(values, 0.25, 4.0))).max(), 0.25, 2.0))
+    image = axes.imshow(
+        np.log2(np.clip(values, 0.25, 4.0)),
+        cmap="PuOr_r",
+        vmin=-limit,
+        vmax=limit,
+        aspect="auto",
+        extent=(rounds[0] - 0.5, rounds[-1] + 0.5, len(values) - 0.5, -0.5),
+    )
+    axes.set_yticks(range(len(values)), [f"{block} · {group}" for block in labels for group in groups])
+    axes.hlines(np.arange(1, len(labels)) * len(groups) - 0.5, *axes.get_xlim(), color="#5f6368", lw=0.6)
+    axes.set_xlabel("round")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ticks = np.array([x for x in (-2, -1, -0.5, 0, 0.5, 1, 2) if abs(x) <= limit + 1e-9])
+    bar = figure.colorbar(image, ax=axes, ticks=ticks, pad=0.01, aspect=30)
+    bar.ax.set_yticklabels([f"×{2.0**x:.3g}" for x in ticks])
+    return _svg(figure, f"coefficients-{arm}")
+
+
+def _coefficients(experiment: Experiment, arm: str) -> tuple[Array, Array]:
+    """Return the rounds [R] that every run with records has, and the coefficients [(2M + 1) G, R]."""
+    runs = [
+        {r["round"]: r["coefficients"] for r in run.records if r["coefficients"]}
+        for run in experiment.runs.values()
+        if run.arm == arm and run.last_round > 0
+    ]
+    rounds = sorted(set.intersection(*(set(run) for run in runs))) if runs else []
+    if not rounds:
+        return np.array([]), np.array([])
+    stacked = np.array([[run[r]["fused"] + run[r]["unimodal"] for r in rounds] for run in runs])
+    # A coefficient may be zero, and a logarithm may not.
+    mean = np.exp(np.log(np.maximum(stacked, 1e-6)).mean(0))
+    return np.array(rounds, dtype=np.float64), mean.reshape(len(rounds), -1).T
+
+
+def _block_labels(experiment: Experiment) -> list[str]:
+    modalities = experiment.schema["modalities"]
+    encoders = [f"encoder {name}" for name in modalities]
+    return ["fusion", *encoders, *(f"head {name}" for name in modalities)]
+
+
+@mpl.rc_context(STYLE)
+def unimodal(experiment: Experiment) -> str | None:
+    """Return the AUC of each modality's head beside the fused one, a dot per arm, a line over seeds."""
+    rows = [*experiment.schema["modalities"], "all together (fused)"]
+    colours = {arm: c for arm, c in arm_colours(experiment.arms).items() if experiment.compared(arm)}
+    if not colours:
+        return None
+    figure = Figure(figsize=(9.6, 0.9 + (0.16 + 0.14 * len(colours)) * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    for i, (arm, colour) in enumerate(colours.items()):
+        values = _head_aucs(experiment, arm)
+        known = ~np.isnan(values).all(1)
+        y, values = (np.arange(len(rows)) + 0.6 * ((i + 0.5) / len(colours) - 0.5))[known], values[known]
+        axes.hlines(y, np.nanmin(values, 1), np.nanmax(values, 1), color=colour, lw=1.2, alpha=0.6)
+        marker = "s" if arm == experiment.baseline else "o"
+        axes.plot(np.nanmean(values, 1), y, marker, color=colour, ms=5, label=arm)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.grid(visible=False, axis="y")
+    axes.set_xlabel("AUC on the test records that have the modality")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=4)
+    return _svg(figure, "unimodal")
+
+
+def _head_aucs(experiment: Experiment, arm: str) -> Array:
+    """Return the AUC [M + 1, seeds] of each modality's head, then of the fused one."""
+    names = experiment.schema["modalities"]
+    tests = experiment.compared(arm).values()
+    return np.array(
+        [[number(t["unimodal_auc"].get(name)) for t in tests] for name in names]
+        + [[number(t["auc"]) for t in tests]]
+    )

@@ -1,0 +1,193 @@
+"""Read an experiment's folder: what was planned, and what of it is there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedfair.errors import RunError
+from fedfair.signals import Signals
+
+Array = NDArray[np.float64]
+Record = Mapping[str, Any]
+
+EXPERIMENT, ROUNDS, EVALUATION = "experiment.json", "rounds.jsonl", "evaluation.npz"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The final model on the test records, by site, head and product cell.
+
+    Attributes
+    ----------
+    counts, train_counts : Array
+        [K, H, cells, C] test and training records.
+    losses : Array
+        [K, H, cells].
+    histograms : Array
+        [K, H, cells, T, 2, Q].
+    """
+
+    counts: Array
+    losses: Array
+    histograms: Array
+    train_counts: Array
+
+    @property
+    def pooled(self) -> Signals:
+        """The test signals of all sites together."""
+        return Signals(self.counts.sum(0), self.losses.sum(0), self.histograms.sum(0))
+
+
+@dataclass(frozen=True)
+class Run:
+    """One seed of one arm: a record per evaluated model, and the final evaluation if it was reached."""
+
+    seed: int
+    arm: str
+    records: tuple[Record, ...] = ()
+    evaluation: Evaluation | None = None
+
+    @property
+    def last_round(self) -> int:
+        """Rounds behind the last evaluated model; -1 if there is none."""
+        return int(self.records[-1]["round"]) if self.records else -1
+
+    def test_at(self, round_number: int) -> Record | None:
+        """Return the test metrics of the model after `round_number` rounds, or None."""
+        return next((r["test"] for r in self.records if r["round"] == round_number), None)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What experiment.json says, and the runs that were found.
+
+    Attributes are those of the file; `arms[0]` is the baseline. `runs` holds one `Run` for every
+    planned (seed, arm), empty if it was not started.
+    """
+
+    name: str
+    command: str
+    status: str
+    created: str
+    finished: str | None
+    synthetic: bool
+    seeds: Sequence[int]
+    arms: Sequence[str]
+    attribute: str
+    rounds: int
+    config: Mapping[str, Any]
+    versions: Mapping[str, str]
+    code_digest: str
+    schema: Mapping[str, Any]
+    runs: Mapping[tuple[int, str], Run] = field(default_factory=dict)
+
+    @property
+    def baseline(self) -> str:
+        """The arm that the others are compared with."""
+        return self.arms[0]
+
+    @property
+    def attributes(self) -> Mapping[str, Sequence[str]]:
+        """Group names of each attribute, in the order of the product cells."""
+        attributes: Mapping[str, Sequence[str]] = self.schema["attributes"]
+        return attributes
+
+    @property
+    def cells(self) -> tuple[int, ...]:
+        """Number of groups of each attribute."""
+        return tuple(len(groups) for groups in self.attributes.values())
+
+    @property
+    def min_count(self) -> int:
+        """Records of a class below which a group's AUC is not estimated."""
+        return int(self.config.get("report", {}).get("group_min", 10))
+
+    @property
+    def resamples(self) -> int:
+        """Bootstrap resamples."""
+        return int(self.config.get("report", {}).get("resamples", 1000))
+
+    @cached_property
+    def compared_round(self) -> int:
+        """The round whose models are compared; -1 if no model was evaluated.
+
+        The last planned one as soon as any run reached it, else the last one that all runs with a
+        record have reached, so that arms are never compared at different rounds.
+        """
+        reached = [run.last_round for run in self.runs.values() if run.records]
+        if not reached:
+            return -1
+        return self.rounds if max(reached) >= self.rounds else min(reached)
+
+    def compared(self, arm: str) -> dict[int, Record]:
+        """Return by seed the test metrics of an arm's models after `compared_round` rounds."""
+        found = {seed: self.runs[seed, arm].test_at(self.compared_round) for seed in self.seeds}
+        return {seed: test for seed, test in found.items() if test is not None}
+
+    @cached_property
+    def shown_seed(self) -> int:
+        """The first seed with the most final evaluations: tables of one seed show this one."""
+        return max(self.seeds, key=lambda seed: len(self._evaluated(seed)))
+
+    @property
+    def evaluations(self) -> dict[str, Evaluation]:
+        """The final evaluations of the shown seed, by arm."""
+        return self._evaluated(self.shown_seed)
+
+    def _evaluated(self, seed: int) -> dict[str, Evaluation]:
+        return {arm: e for arm in self.arms if (e := self.runs[seed, arm].evaluation)}
+
+    def gaps(self) -> list[str]:
+        """Return one phrase per planned run that is not whole; empty if the experiment is."""
+        return [
+            f"seed {run.seed}, {run.arm}: {missing}"
+            for run in self.runs.values()
+            if (missing := self._missing(run))
+        ]
+
+    def _missing(self, run: Run) -> str:
+        if not run.records:
+            return "no results"
+        if run.last_round < self.rounds:
+            return f"{run.last_round} of {self.rounds} rounds"
+        return "" if run.evaluation else "no final evaluation"
+
+
+def load(folder: Path) -> Experiment:
+    """Return the experiment in `folder`, whole or interrupted.
+
+    Raises
+    ------
+    RunError
+        If there is no experiment.json or it lacks a key.
+    """
+    path = folder / EXPERIMENT
+    if not path.is_file():
+        raise RunError(f"`folder` must hold {EXPERIMENT}, got {folder}; give the folder of an experiment")
+    plan = json.loads(path.read_text(encoding="utf-8"))
+    names = {item.name for item in fields(Experiment)} - {"runs"}
+    if missing := sorted(names - plan.keys()):
+        raise RunError(f"{path} must have the keys {missing}, it does not; run the experiment again")
+    pairs = [(seed, arm) for seed in plan["seeds"] for arm in plan["arms"]]
+    runs = {(seed, arm): _load_run(folder / f"seed-{seed}" / arm, seed, arm) for seed, arm in pairs}
+    return Experiment(**{name: plan[name] for name in names}, runs=runs)
+
+
+def _load_run(folder: Path, seed: int, arm: str) -> Run:
+    rounds, stored = folder / ROUNDS, folder / EVALUATION
+    lines = rounds.read_text(encoding="utf-8").splitlines() if rounds.is_file() else []
+    # A crash may leave the last line half written.
+    records = tuple(json.loads(line) for line in lines if line.endswith("}"))
+    if not stored.is_file():
+        return Run(seed, arm, records)
+    with np.load(stored, allow_pickle=False) as arrays:
+        evaluation = Evaluation(**{item.name: arrays[item.name] for item in fields(Evaluation)})
+    return Run(seed, arm, records, evaluation)

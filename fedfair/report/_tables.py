@@ -1,0 +1,175 @@
+"""The tables below the headline: by group, by site, patients and modality coverage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedfair.assessment import GroupMetrics, assess
+from fedfair.bootstrap import metric_intervals
+from fedfair.metrics import macro_auc, within_site_auc
+from fedfair.report._load import Evaluation, Experiment
+from fedfair.report._results import Estimate, number, over_seeds
+from fedfair.seeding import numpy_generator
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class GroupCell:
+    """One arm on one group."""
+
+    arm: str
+    auc: Estimate
+    metrics: GroupMetrics
+
+
+@dataclass(frozen=True)
+class GroupRow:
+    """One group: its test records per class, and every arm on it."""
+
+    name: str
+    counts: Sequence[int]
+    arms: Sequence[GroupCell]
+
+
+@dataclass(frozen=True)
+class GroupTable:
+    """One attribute."""
+
+    attribute: str
+    modulated: bool
+    rows: Sequence[GroupRow]
+
+
+@dataclass(frozen=True)
+class SiteRow:
+    """One site: its test records per class, and each arm's AUC there, in the order of the arms."""
+
+    name: str
+    counts: Sequence[int]
+    auc: Sequence[Estimate]
+
+
+@dataclass(frozen=True)
+class PatientRow:
+    """One site: (training, test) records of each (group, class), groups outermost, and of all."""
+
+    site: str
+    cells: Sequence[tuple[int, int]]
+    total: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class CoverageRow:
+    """One site: records with each modality, of all its records."""
+
+    site: str
+    observed: Sequence[int]
+    total: int
+
+
+def group_tables(experiment: Experiment) -> list[GroupTable]:
+    """Return a table per attribute, of the shown seed, with bootstrap intervals of the AUC."""
+    return [
+        GroupTable(
+            attribute,
+            attribute == experiment.attribute,
+            _group_rows(experiment, axis, attribute, groups) if experiment.evaluations else [],
+        )
+        for axis, (attribute, groups) in enumerate(experiment.attributes.items())
+    ]
+
+
+def _group_rows(experiment: Experiment, axis: int, attribute: str, groups: Sequence[str]) -> list[GroupRow]:
+    columns = {
+        arm: _group_column(experiment, axis, attribute, arm, evaluation)
+        for arm, evaluation in experiment.evaluations.items()
+    }
+    some = next(iter(columns.values()))
+    return [
+        GroupRow(name, _whole(some[g].metrics.counts), [cells[g] for cells in columns.values()])
+        for g, name in enumerate(groups)
+    ]
+
+
+def _group_column(
+    experiment: Experiment, axis: int, attribute: str, arm: str, evaluation: Evaluation
+) -> list[GroupCell]:
+    pooled, cells = evaluation.pooled, experiment.cells
+    table = assess(pooled, cells, axis, experiment.min_count)
+    generator = numpy_generator(experiment.shown_seed, "report", arm, attribute)
+    intervals = metric_intervals(pooled, cells, axis, experiment.resamples, generator, experiment.min_count)
+    found = [(group, intervals[f"group_auc/{g}"]) for g, group in enumerate(table.groups)]
+    return [GroupCell(arm, Estimate(group.auc, i.low, i.high, 1), group) for group, i in found]
+
+
+def site_rows(experiment: Experiment) -> list[SiteRow]:
+    """Return a row per site: test records of the shown seed, AUC as the mean over seeds."""
+    tests = {arm: experiment.compared(arm).values() for arm in experiment.arms}
+    some = next(iter(experiment.evaluations.values()), None)
+    return [
+        SiteRow(
+            site,
+            _whole(some.counts[k, 0].sum(0)) if some else [],
+            [over_seeds([number(t["site_auc"].get(site)) for t in tests[arm]]) for arm in experiment.arms],
+        )
+        for k, site in enumerate(experiment.schema["sites"])
+    ]
+
+
+def pooled_and_within(experiment: Experiment) -> list[tuple[Estimate, Estimate]]:
+    """Return per arm the AUC over all pairs of test records, and over pairs of one site, over seeds."""
+    return [_pooled_and_within(experiment, arm) for arm in experiment.arms]
+
+
+def _pooled_and_within(experiment: Experiment, arm: str) -> tuple[Estimate, Estimate]:
+    evaluations = [e for seed in experiment.seeds if (e := experiment.runs[seed, arm].evaluation)]
+    by_site = [e.histograms[:, 0].sum(1) for e in evaluations]
+    return (
+        over_seeds([float(macro_auc(h.sum(0))) for h in by_site]),
+        over_seeds([float(within_site_auc(h).mean()) for h in by_site]),
+    )
+
+
+def patient_rows(experiment: Experiment) -> list[PatientRow]:
+    """Return a row per site of the shown seed's records by modulated group and class."""
+    some = next(iter(experiment.evaluations.values()), None)
+    if some is None:
+        return []
+    train, test = (_by_group(experiment, counts[:, 0]) for counts in (some.train_counts, some.counts))
+    return [
+        PatientRow(
+            site,
+            list(zip(_whole(train[k].ravel()), _whole(test[k].ravel()), strict=True)),
+            (int(train[k].sum()), int(test[k].sum())),
+        )
+        for k, site in enumerate(experiment.schema["sites"])
+    ]
+
+
+def _by_group(experiment: Experiment, counts: Array) -> Array:
+    """Return [K, G, C] by modulated attribute from [K, cells, C]."""
+    axis = 1 + list(experiment.attributes).index(experiment.attribute)
+    cells = counts.reshape(len(counts), *experiment.cells, counts.shape[-1])
+    others = tuple(i for i in range(1, cells.ndim - 1) if i != axis)
+    return np.asarray(cells.sum(others))
+
+
+def coverage_rows(experiment: Experiment) -> list[CoverageRow]:
+    """Return a row per site: how many of its training and test records have each modality."""
+    some = next(iter(experiment.evaluations.values()), None)
+    if some is None:
+        return []
+    by_head = (some.train_counts + some.counts).sum((-1, -2))
+    return [
+        CoverageRow(site, _whole(by_head[k, 1:]), int(by_head[k, 0]))
+        for k, site in enumerate(experiment.schema["sites"])
+    ]
+
+
+def _whole(counts: Sequence[float] | Array) -> list[int]:
+    return [int(n) for n in counts]

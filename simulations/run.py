@@ -1,0 +1,187 @@
+"""One experiment: a method and its baseline on the same seeds, then the comparison and the report."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import logging
+import os
+import shlex
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fedfair.config import Config, first_difference, load
+from fedfair.data import open_dataset
+from fedfair.data.schema import Schema
+from fedfair.errors import RunError
+from fedfair.modulation import METHODS
+from fedfair.provenance import source_digest, versions
+from fedfair.record import EVALUATION, next_folder
+from simulations.progress import RoundProgress
+
+ROOT = Path(__file__).resolve().parents[1]
+EXPERIMENT = "experiment.json"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for; see ``fedfair simulate --help``."""
+
+    config: Path
+    overrides: tuple[str, ...] = ()
+    seeds: int = 1
+    output: Path | None = None
+    workers: int = 0
+    engine: str = "in-process"
+    resume: bool = False
+
+
+def run_experiment(request: Request) -> bool:
+    """Run all arms and seeds, write the report, print the comparison; return whether interrupted.
+
+    Raises
+    ------
+    FedfairError
+        If an input is refused or a run fails; what was done stays in the folder.
+    """
+    config = load(request.config, request.overrides)
+    adapter = open_dataset(config.data.name, config.data.path, config.data.options, config.seed)
+    folder = _open_folder(request, config)
+    arms = list(dict.fromkeys([config.report.baseline, config.method.name]))
+    seeds = [config.seed + k for k in range(request.seeds)]
+    experiment = _describe(request, config, adapter.schema, arms, seeds)
+    _write(folder / EXPERIMENT, experiment)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config.to_dict(), sort_keys=False), encoding="utf-8")
+    interrupted = False
+    try:
+        with RoundProgress(len(seeds) * len(arms) * (config.rounds + 1)) as progress:
+            for seed in seeds:
+                for arm in arms:
+                    progress.start(arm, seed)
+                    _run_arm(_arm_config(config, arm, seed), folder / f"seed-{seed}" / arm, request, adapter.schema)
+    except KeyboardInterrupt:
+        interrupted = True
+    finally:
+        finished = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        done = all((folder / f"seed-{s}" / a / EVALUATION).is_file() for s in seeds for a in arms)
+        _write(
+            folder / EXPERIMENT,
+            {**experiment, "status": "complete" if done else "interrupted", "finished": finished},
+        )
+    _conclude(folder, interrupted)
+    return interrupted
+
+
+def _arm_config(config: Config, arm: str, seed: int) -> Config:
+    method = config.method if arm == config.method.name else METHODS[arm]()
+    return dataclasses.replace(config, seed=seed, method=method)
+
+
+def _run_arm(config: Config, folder: Path, request: Request, schema: Schema) -> None:
+    if (folder / EVALUATION).is_file():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(config.to_dict(), sort_keys=False), encoding="utf-8")
+    run_config: dict[str, bool | float | int | str] = {
+        "config": str(path.resolve()),
+        "overrides": "",
+        "output": str(folder.resolve()),
+    }
+    if request.engine == "flower":
+        from simulations.flower_engine import run_on_flower
+
+        run_on_flower(run_config, len(schema.sites))
+    else:
+        _run_in_process(run_config, len(schema.sites), request.workers)
+
+
+def _run_in_process(run_config: dict[str, bool | float | int | str], sites: int, workers: int) -> None:
+    # Imported late: Flower takes half a second that `fedfair --help` does not need.
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    from flwr.app import Context, RecordDict
+
+    from client.app import app as client_app
+    from server.app import app as server_app
+    from simulations.grid import InProcessGrid
+
+    logging.getLogger("flwr").setLevel(logging.WARNING)
+    context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=run_config)
+    with InProcessGrid(client_app, sites, workers) as grid:
+        server_app(grid, context)
+
+
+def _open_folder(request: Request, config: Config) -> Path:
+    """Return a new folder, or the one to resume.
+
+    Raises
+    ------
+    RunError
+        If the folder exists and is not to be resumed, or there is nothing to resume, or its
+        configuration differs.
+    """
+    parent = Path("runs") / config.name
+    if not request.resume:
+        folder = request.output or next_folder(parent)
+        if folder.exists():
+            raise RunError(f"`--output` must not exist yet, got {folder}; add --resume to go on with it")
+        folder.mkdir(parents=True)
+        return folder
+    existing = sorted(p for p in parent.glob("[0-9]*") if p.is_dir())
+    found = request.output or (existing[-1] if existing else None)
+    if found is None or not (found / EXPERIMENT).is_file():
+        raise RunError(f"`--resume` must find a run, got none in {found or parent}")
+    before: Mapping[str, Any] = json.loads((found / EXPERIMENT).read_text(encoding="utf-8"))["config"]
+    if key := first_difference(before, config.to_dict()):
+        raise RunError(f"`{key}` must be as in the run to resume ({found}), it differs; start a new run instead")
+    return found
+
+
+def _describe(
+    request: Request, config: Config, schema: Schema, arms: list[str], seeds: list[int]
+) -> dict[str, Any]:
+    command = ["fedfair", "simulate", str(request.config)]
+    command += [part for text in request.overrides for part in ("--set", text)]
+    command += ["--seeds", str(request.seeds)]
+    return {
+        "name": config.name,
+        "command": shlex.join(command),
+        "status": "running",
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "finished": None,
+        "synthetic": config.data.name == "synthetic",
+        "seeds": seeds,
+        "arms": arms,
+        "attribute": config.data.attribute,
+        "rounds": config.rounds,
+        "engine": request.engine,
+        "config": config.to_dict(),
+        "versions": versions(),
+        "code_digest": source_digest(ROOT),
+        "schema": {
+            "modalities": list(schema.modalities),
+            "classes": list(schema.classes),
+            "attributes": {name: list(groups) for name, groups in schema.attributes.items()},
+            "sites": list(schema.sites),
+        },
+    }
+
+
+def _conclude(folder: Path, interrupted: bool) -> None:
+    from fedfair.report import comparison_table, write_report
+
+    if interrupted:
+        sys.stderr.write(f"interrupted: what was done is kept; go on with --resume --output {folder}\n")
+    if any(folder.glob("seed-*/*/rounds.jsonl")):
+        path = write_report(folder)
+        sys.stdout.write(f"\n{comparison_table(folder)}\n\nreport: {path}\n")
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=1), encoding="utf-8")

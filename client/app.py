@@ -110,7 +110,9 @@ def _site_name(context: Context, config_json: str) -> str:
     if "site" in context.node_config:
         name = str(context.node_config["site"])
         if name not in sites:
-            raise ConfigError(f"`site` of the node must be one of the data's sites, got {name!r}{nearest(name, sites)}")
+            raise ConfigError(
+                f"`site` of the node must be one of the data's sites, got {name!r}{nearest(name, sites)}"
+            )
         return name
     nodes = int(str(context.node_config["num-partitions"]))
     if nodes != len(sites):

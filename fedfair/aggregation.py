@@ -41,7 +41,11 @@ def pool(updates: Sequence[SiteUpdate]) -> tuple[Signals, Signals]:
 
 
 def check_update(
-    update: SiteUpdate, paths: Sequence[Path], modalities: tuple[str, ...], lengths: Mapping[str, int], groups: int
+    update: SiteUpdate,
+    paths: Sequence[Path],
+    modalities: tuple[str, ...],
+    lengths: Mapping[str, int],
+    groups: int,
 ) -> None:
     """Refuse an update that would poison the sum.
 
@@ -59,7 +63,9 @@ def check_update(
     }
     if set(update.rows) != set(expected):
         wrong = sorted(set(update.rows) ^ set(expected))
-        raise InconsistentUpdates(f"`rows` of site {update.site} must fit the plan, got a mismatch in {wrong}")
+        raise InconsistentUpdates(
+            f"`rows` of site {update.site} must fit the plan, got a mismatch in {wrong}"
+        )
     for key, value in update.rows.items():
         if value.shape != expected[key]:
             raise InconsistentUpdates(

@@ -36,11 +36,17 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     simulate = commands.add_parser(
-        "simulate", help="run an experiment on virtual sites and write a report", description=_simulate.__doc__
+        "simulate",
+        help="run an experiment on virtual sites and write a report",
+        description=_simulate.__doc__,
     )
     simulate.add_argument("config", type=Path, help="a YAML file such as configs/heart.yaml")
     simulate.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key, e.g. method.name=mimo"
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a key, e.g. method.name=mimo",
     )
     simulate.add_argument("--seeds", type=_positive, default=1, metavar="N", help="repeat with N seeds")
     simulate.add_argument("--output", type=Path, help="a new folder; default runs/NAME/001, 002, ...")
@@ -58,7 +64,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     simulate.set_defaults(run=_simulate)
 
-    report = commands.add_parser("report", help="write report.html of a run again", description=_report.__doc__)
+    report = commands.add_parser(
+        "report", help="write report.html of a run again", description=_report.__doc__
+    )
     report.add_argument("folder", type=Path, help="a folder such as runs/heart/001")
     report.set_defaults(run=_report)
 

@@ -221,7 +221,7 @@ def first_difference(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "
     return None
 
 
-def _read_yaml(text: str, origin: str) -> Any:
+def _read_yaml(text: str, origin: str) -> Any:  # noqa: ANN401, YAML holds anything
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -229,17 +229,19 @@ def _read_yaml(text: str, origin: str) -> Any:
         raise ConfigError(f"{origin} must be valid YAML, got {where}") from error
 
 
-def _parse_method(plain: Any) -> Method:
+def _parse_method(plain: object) -> Method:
     if not isinstance(plain, Mapping) or "name" not in plain:
         raise ConfigError(f"`method` must be a section with a `name`, got {plain!r}")
     name = plain["name"]
     if name not in METHODS:
-        raise ConfigError(f"`method.name` must be one of {sorted(METHODS)}, got {name!r}{nearest(str(name), METHODS)}")
+        raise ConfigError(
+            f"`method.name` must be one of {sorted(METHODS)}, got {name!r}{nearest(str(name), METHODS)}"
+        )
     method: Method = _build(METHODS[name], {k: v for k, v in plain.items() if k != "name"}, "method.")
     return method
 
 
-def _build(kind: type[Any], plain: Any, prefix: str) -> Any:
+def _build(kind: type[Any], plain: object, prefix: str) -> Any:  # noqa: ANN401, the kind decides
     """Build a dataclass from plain data, checking every key and type."""
     if not isinstance(plain, Mapping):
         raise ConfigError(f"`{prefix.rstrip('.') or 'config'}` must be a section of keys, got {plain!r}")
@@ -248,31 +250,34 @@ def _build(kind: type[Any], plain: Any, prefix: str) -> Any:
     values = {}
     for key, value in plain.items():
         if key not in known:
-            raise ConfigError(f"`{prefix}{key}` is not a known key{nearest(str(key), known)}")
+            hint = nearest(str(key), known) or f"; known here are {', '.join(known) or 'no keys'}"
+            raise ConfigError(f"`{prefix}{key}` is not a known key{hint}")
         values[key] = _convert(value, hints[key], f"{prefix}{key}")
     return kind(**values)
 
 
-def _convert(value: Any, hint: Any, key: str) -> Any:
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        return _build(hint, value if value is not None else {}, f"{key}.")
+def _convert(value: object, hint: object, key: str) -> object:
+    """Return `value` as the annotated type: a section, a scalar, a list or a mapping."""
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return _build(hint, value or {}, f"{key}.")
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    for option in options:
-        plain = typing.get_origin(option) or option
-        if plain is types.NoneType and value is None:
-            return None
-        if plain is float and isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
-        if plain in (Mapping, Sequence, typing.Any):
-            continue
-        if isinstance(plain, type) and type(value) is plain:
-            return value
-    if any((typing.get_origin(o) or o) is Mapping for o in options) and (isinstance(value, Mapping) or value is None):
-        return dict(value or {})
-    if any((typing.get_origin(o) or o) is Sequence for o in options) and isinstance(value, list):
-        return list(value)
-    wanted = " or ".join(getattr(o, "__name__", str(o)) for o in options)
-    raise ConfigError(f"`{key}` must be {wanted}, got {value!r}")
+    kinds = [typing.get_origin(option) or option for option in options]
+    if Mapping in kinds and value is None:
+        return {}
+    if not any(_fits(value, kind) for kind in kinds):
+        wanted = " or ".join(getattr(kind, "__name__", str(kind)) for kind in kinds)
+        raise ConfigError(f"`{key}` must be {wanted}, got {value!r}")
+    return float(value) if kinds == [float] and isinstance(value, int) else value
+
+
+def _fits(value: object, kind: object) -> bool:
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is Mapping:
+        return isinstance(value, Mapping)
+    if kind is Sequence:
+        return isinstance(value, list)
+    return type(value) is kind
 
 
 def _require(condition: bool, key: str, wanted: str, value: object) -> None:

@@ -301,4 +301,3 @@ def _pull_back(blocks: ParameterBlocks, block: str, embedding: Tensor, gradient:
     # Several paths may pull the same embedding back, hence the kept graph.
     pulled = torch.autograd.grad(embedding, parameters, gradient, retain_graph=True)
     return torch.cat([p.reshape(-1) for p in pulled])
-

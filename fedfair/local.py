@@ -101,7 +101,9 @@ def measure(
         Whether to add the last layers' gradients.
     """
     model.eval()
-    chunks = [_measure_chunk(model, c, num_groups, bins, head_gradients) for c in _chunks(records, chunk_size)]
+    chunks = [
+        _measure_chunk(model, c, num_groups, bins, head_gradients) for c in _chunks(records, chunk_size)
+    ]
     total = chunks[0]
     for chunk in chunks[1:]:
         total = total + chunk
@@ -142,9 +144,7 @@ def train(
     """
     model.train()
     keep = _records_by_block(model, records)
-    paths = [
-        p for p in plan.paths(model.modalities, scales.live, terms is not None) if keep[p.block] > 0
-    ]
+    paths = [p for p in plan.paths(model.modalities, scales.live, terms is not None) if keep[p.block] > 0]
     if settings.mode == "gradient":
         total = _full_gradient(model, blocks, records, plan, scales, terms, settings.chunk_size)
         return {p.key: total[p.key].mul_(-settings.learning_rate) for p in paths}
@@ -216,7 +216,7 @@ def _mini_batches(
 ) -> Iterator[MultimodalBatch]:
     for _ in range(settings.local_epochs):
         order = torch.randperm(len(records), generator=generator).to(records.labels.device)
-        for index in order.split(settings.batch_size):
+        for index in torch.split(order, settings.batch_size):
             yield records.select(index)
 
 
@@ -224,7 +224,7 @@ def _chunks(records: MultimodalBatch, size: int) -> Iterator[MultimodalBatch]:
     if len(records) <= size:
         yield records
         return
-    for index in torch.arange(len(records), device=records.labels.device).split(size):
+    for index in torch.split(torch.arange(len(records), device=records.labels.device), size):
         yield records.select(index)
 
 
@@ -241,9 +241,7 @@ def _measure_chunk(
             raise InconsistentUpdates(
                 "the global model must give finite scores, got NaN or infinity; lower the learning rate"
             )
-        parts.append(
-            head_signals(own.logits[mask], batch.labels[mask], batch.groups[mask], num_groups, bins)
-        )
+        parts.append(head_signals(own.logits[mask], batch.labels[mask], batch.groups[mask], num_groups, bins))
     counts, losses, histograms = (np.stack(part) for part in zip(*parts, strict=True))
     gradients = None
     if head_gradients:
@@ -264,4 +262,3 @@ def _last_layer(scores: Scores, labels: Tensor, mask: Tensor) -> NDArray[np.floa
     residual = residual * mask[:, None]
     inputs = torch.cat([scores.features.double(), torch.ones_like(residual[:, :1])], 1)
     return (residual.T @ inputs).cpu().numpy()
-

@@ -5,12 +5,11 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable
-from typing import Any
 
 from fedfair.errors import ConfigError, nearest
 
 
-def import_factory(key: str, target: str) -> Callable[..., Any]:
+def import_factory(key: str, target: str) -> Callable[..., object]:
     """Return the callable that ``package.module:factory`` names.
 
     Parameters
@@ -26,24 +25,27 @@ def import_factory(key: str, target: str) -> Callable[..., Any]:
         If the module cannot be imported or has no such callable.
     """
     module_name, _, attribute = target.partition(":")
+    if not all(part.isidentifier() for part in (*module_name.split("."), attribute)):
+        raise ConfigError(f"`{key}` must look like package.module:factory, got {target!r}")
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
+    except (ImportError, SyntaxError) as error:
         raise ConfigError(f"`{key}` must name an importable module, got {target!r} ({error})") from error
     factory = getattr(module, attribute, None)
     if not callable(factory):
         raise ConfigError(
             f"`{key}` must name a function of {module_name}, got {attribute!r}{nearest(attribute, vars(module))}"
         )
-    return factory  # type: ignore[no-any-return]
+    found: Callable[..., object] = factory
+    return found
 
 
-def call_factory(key: str, factory: Callable[..., Any], *args: Any, **options: Any) -> Any:
+def call_factory(key: str, factory: Callable[..., object], *args: object, **options: object) -> object:
     """Call `factory`, turning an option it does not take into a `ConfigError`."""
     try:
         inspect.signature(factory).bind(*args, **options)
     except TypeError as error:
-        known = [p for p in inspect.signature(factory).parameters][len(args) :]
+        known = list(inspect.signature(factory).parameters)[len(args) :]
         wrong = next((o for o in options if o not in known), "")
         raise ConfigError(
             f"`{key}` must fit {factory.__name__}({', '.join(known)}), got {sorted(options)} "

@@ -231,7 +231,7 @@ def _write_atomically(path: Path, content: bytes) -> None:
     temporary.replace(path)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """Return JSON data: arrays become lists, NaN becomes None."""
     if isinstance(value, np.ndarray | np.generic):
         return _plain(value.tolist())

@@ -67,22 +67,21 @@ class Signals:
         InconsistentUpdates
             If the shapes differ or only one side has head gradients.
         """
-        if self.histograms.shape != other.histograms.shape or self.counts.shape != other.counts.shape:
-            raise InconsistentUpdates(
-                "`signals` must have one shape at every site, got histograms "
-                f"{self.histograms.shape} and {other.histograms.shape}"
-            )
-        if (self.head_gradients is None) != (other.head_gradients is None):
+        own, others = self._arrays(), other._arrays()
+        if own.keys() != others.keys():
             raise InconsistentUpdates("`head_gradients` must come from every site or from none")
-        gradients = None
-        if self.head_gradients is not None and other.head_gradients is not None:
-            gradients = self.head_gradients + other.head_gradients
-        return Signals(
-            self.counts + other.counts,
-            self.losses + other.losses,
-            self.histograms + other.histograms,
-            gradients,
-        )
+        for name, value in own.items():
+            if value.shape != others[name].shape:
+                raise InconsistentUpdates(
+                    f"`{name}` must have one shape at every site, got {value.shape} and {others[name].shape}"
+                )
+        return Signals(**{name: value + others[name] for name, value in own.items()})
+
+    def _arrays(self) -> dict[str, Array]:
+        arrays = {"counts": self.counts, "losses": self.losses, "histograms": self.histograms}
+        if self.head_gradients is not None:
+            arrays["head_gradients"] = self.head_gradients
+        return arrays
 
     def check(self, owner: str) -> None:
         """Refuse signals that cannot be sums over records.
@@ -97,10 +96,7 @@ class Signals:
         InconsistentUpdates
             If an entry is not finite, a count is negative, or a histogram does not sum to its count.
         """
-        arrays = {"counts": self.counts, "losses": self.losses, "histograms": self.histograms}
-        if self.head_gradients is not None:
-            arrays["head_gradients"] = self.head_gradients
-        for name, value in arrays.items():
+        for name, value in self._arrays().items():
             if not np.isfinite(value).all():
                 raise InconsistentUpdates(f"`{name}` of {owner} must be finite, got NaN or infinity")
         if (self.counts < 0).any() or (self.histograms < 0).any():
@@ -118,6 +114,13 @@ class Signals:
 def score_bins(probabilities: Tensor, bins: int) -> Tensor:
     """Return the bin index in ``0 .. bins-1`` of each score in [0, 1] (1 falls in the last bin)."""
     return (probabilities * bins).long().clamp_(0, bins - 1)
+
+
+def bin_logits(bins: int) -> Array:
+    """Return the logit of each bin's centre, [Q]."""
+    centre = (np.arange(bins) + 0.5) / bins
+    result: Array = np.log(centre / (1.0 - centre))
+    return result
 
 
 @torch.no_grad()

@@ -29,10 +29,9 @@ from fedfair.errors import DataError
 from fedfair.gradients import Scales
 from fedfair.local import LocalTraining, SiteUpdate, measure, train
 from fedfair.models import MultimodalModel, build_model
-from fedfair.modulation._fairness import bin_logits
 from fedfair.plan import row_plan
 from fedfair.seeding import derive_seed, torch_generator
-from fedfair.signals import Signals
+from fedfair.signals import Signals, bin_logits
 from fedfair.terms import PreparedTerms
 from fedfair.wire import Download, Survey
 

@@ -73,8 +73,7 @@ class PairWeights:
         sign = torch.tensor([-1.0, 1.0], dtype=torch.float64)
         slopes = torch.as_tensor(term.slopes)[:, :, None, None] * sign * records / histograms.shape[2]
         slopes = torch.where(pairs > 0, slopes / pairs.clamp_min(1.0), 0.0)
-        kind = {"dtype": bin_logits.dtype, "device": bin_logits.device}
-        return cls(slopes.to(**kind), histograms.flip(3).to(**kind), bin_logits, term.temperature)
+        return cls(slopes.to(bin_logits), histograms.flip(3).to(bin_logits), bin_logits, term.temperature)
 
     def loss(self, m: int, logits: Tensor, batch: MultimodalBatch) -> Tensor:
         """Return sum_i weight_i u_i for the records that have modality m, weights held constant."""

@@ -95,7 +95,7 @@ def unpack_download(arrays: Mapping[str, NDArray[np.generic]]) -> Download:
     direction = _get(arrays, "terms/direction") if "terms/direction" in arrays else None
     return Download(
         _part(arrays, "model/"),
-        _part(arrays, "moments/"),
+        {name: value.astype(np.float64) for name, value in _part(arrays, "moments/").items()},
         Coefficients(
             _get(arrays, "coefficients/fused"),
             _get(arrays, "coefficients/unimodal"),

@@ -42,9 +42,7 @@ def main(grid: Grid, context: Context) -> None:
     folder.truncate(coordinator.round - 1)
     strategy.survey(grid)
     if remaining := config.rounds - coordinator.round:
-        strategy.start(
-            grid, ArrayRecord(), num_rounds=remaining, timeout=config.server.round_timeout
-        )
+        strategy.start(grid, ArrayRecord(), num_rounds=remaining, timeout=config.server.round_timeout)
     strategy.finish(grid)
     bench.load(coordinator.model)
     folder.save_model(bench.model.state_dict())

@@ -124,9 +124,7 @@ class ModulatedAggregation(Strategy):
             len(self.surveys),
         )
 
-    def _record(
-        self, number: int, train: Signals, test: Signals, by_site: Mapping[str, Signals]
-    ) -> None:
+    def _record(self, number: int, train: Signals, test: Signals, by_site: Mapping[str, Signals]) -> None:
         now = time.perf_counter()
         record = RoundRecord(
             number,
@@ -138,9 +136,7 @@ class ModulatedAggregation(Strategy):
         self._clock = now
         self.folder.append(record)
         auc = record.test["auc"]
-        logger.info(
-            "round %d/%d  AUC %s", number, self.config.rounds, auc, extra={"round_record": record}
-        )
+        logger.info("round %d/%d  AUC %s", number, self.config.rounds, auc, extra={"round_record": record})
 
     def _content(self) -> RecordDict:
         arrays = wire.pack_download(self.coordinator.download())

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from flwr.app import Context, Error, Message, Metadata, RecordDict
 from flwr.clientapp import ClientApp
@@ -84,7 +84,9 @@ class InProcessGrid(Grid):
         jobs = [(message, self._contexts[message.metadata.dst_node_id]) for message in prepared]
         if self._pool is None:
             return [_call(self._client_app, *job) for job in jobs]
-        return list(self._pool.map(_call_in_worker, *zip(*jobs, strict=True), timeout=timeout) if jobs else [])
+        return list(
+            self._pool.map(_call_in_worker, *zip(*jobs, strict=True), timeout=timeout) if jobs else []
+        )
 
     def _prepare(self, message: Message) -> Message:
         """Return the message with an id, which elsewhere the SuperLink gives it."""
@@ -122,12 +124,12 @@ class InProcessGrid(Grid):
         """Return a new message."""
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
-    def set_run(self, run: Any) -> None:
+    def set_run(self, run: object) -> None:
         """Do nothing: there is one run per grid."""
         del run
 
     @property
-    def run(self) -> Any:
+    def run(self) -> object:  # type: ignore[override]
         """There is no run object in process."""
         return None
 

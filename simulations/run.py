@@ -64,7 +64,9 @@ def run_experiment(request: Request) -> bool:
             for seed in seeds:
                 for arm in arms:
                     progress.start(arm, seed)
-                    _run_arm(_arm_config(config, arm, seed), folder / f"seed-{seed}" / arm, request, adapter.schema)
+                    _run_arm(
+                        _arm_config(config, arm, seed), folder / f"seed-{seed}" / arm, request, adapter.schema
+                    )
     except KeyboardInterrupt:
         interrupted = True
     finally:
@@ -139,7 +141,9 @@ def _open_folder(request: Request, config: Config) -> Path:
         raise RunError(f"`--resume` must find a run, got none in {found or parent}")
     before: Mapping[str, Any] = json.loads((found / EXPERIMENT).read_text(encoding="utf-8"))["config"]
     if key := first_difference(before, config.to_dict()):
-        raise RunError(f"`{key}` must be as in the run to resume ({found}), it differs; start a new run instead")
+        raise RunError(
+            f"`{key}` must be as in the run to resume ({found}), it differs; start a new run instead"
+        )
     return found
 
 

@@ -82,8 +82,8 @@ def open_dataset(name: str, path: str | None, options: Options, seed: int) -> Da
 def _own(name: str, path: str | None, options: Options, seed: int) -> DataAdapter:
     """Return what the user's factory makes."""
     factory = import_factory("data.name", name)
-    adapter: DataAdapter = call_factory("data.name", factory, path=path, options=options, seed=seed)
-    if not (isinstance(getattr(adapter, "schema", None), Schema) and hasattr(adapter, "load")):
+    adapter = call_factory("data.name", factory, path=path, options=options, seed=seed)
+    if not (isinstance(adapter, DataAdapter) and isinstance(adapter.schema, Schema)):
         made = type(adapter).__name__
         raise ConfigError(
             f"`data.name` must make an adapter with `schema` and `load`, got {made} by {name!r}"

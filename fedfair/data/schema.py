@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -120,6 +120,7 @@ class SiteRecords:
         )
 
 
+@runtime_checkable
 class DataAdapter(Protocol):
     """What a data set must offer: its schema, and the records of one site."""
 

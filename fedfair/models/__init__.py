@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 
@@ -26,10 +25,10 @@ __all__ = [
     "late_fusion",
 ]
 
-MODELS: Mapping[str, Callable[..., MultimodalModel]] = {"late_fusion": late_fusion}
+MODELS: Mapping[str, Callable[..., object]] = {"late_fusion": late_fusion}
 
 
-def build_model(name: str, schema: Schema, options: Mapping[str, Any], seed: int) -> MultimodalModel:
+def build_model(name: str, schema: Schema, options: Mapping[str, object], seed: int) -> MultimodalModel:
     """Return the model `name`, its initial parameters drawn from `seed` alone.
 
     Parameters
@@ -54,7 +53,9 @@ def build_model(name: str, schema: Schema, options: Mapping[str, Any], seed: int
     elif ":" in name:
         factory = import_factory("model.name", name)
     else:
-        raise ConfigError(f"`model.name` must be one of {sorted(MODELS)} or module:factory, got {name!r}{nearest(name, MODELS)}")
+        raise ConfigError(
+            f"`model.name` must be one of {sorted(MODELS)} or module:factory, got {name!r}{nearest(name, MODELS)}"
+        )
     # The only place where torch's global generator is used: module initialisers know no other.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "model"))

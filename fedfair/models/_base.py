@@ -88,9 +88,7 @@ class MultimodalModel(nn.Module):
     heads: nn.ModuleDict
     fusion: Fusion
 
-    def __init__(
-        self, encoders: Mapping[str, nn.Module], heads: Mapping[str, Head], fusion: Fusion
-    ) -> None:
+    def __init__(self, encoders: Mapping[str, nn.Module], heads: Mapping[str, Head], fusion: Fusion) -> None:
         super().__init__()
         if list(encoders) != list(heads):
             raise ShapeError(
@@ -114,4 +112,5 @@ class MultimodalModel(nn.Module):
 
     def forward(self, batch: MultimodalBatch) -> Tensor:
         """Return the fused logits [B, C]."""
-        return self.fusion(self.encode(batch), batch.present).logits
+        scores: Scores = self.fusion(self.encode(batch), batch.present)
+        return scores.logits

@@ -23,9 +23,7 @@ class ConcatFusion(Fusion):
         C.
     """
 
-    def __init__(
-        self, num_modalities: int, embedding_dim: int, feature_dim: int, num_classes: int
-    ) -> None:
+    def __init__(self, num_modalities: int, embedding_dim: int, feature_dim: int, num_classes: int) -> None:
         super().__init__(nn.Linear(feature_dim, num_classes))
         self.missing = nn.Parameter(torch.zeros(num_modalities, embedding_dim))
         self.body = nn.Sequential(nn.Linear(num_modalities * embedding_dim, feature_dim), nn.ReLU())
@@ -50,9 +48,7 @@ class AttentionFusion(Fusion):
         M, p, P and C.
     """
 
-    def __init__(
-        self, num_modalities: int, embedding_dim: int, feature_dim: int, num_classes: int
-    ) -> None:
+    def __init__(self, num_modalities: int, embedding_dim: int, feature_dim: int, num_classes: int) -> None:
         super().__init__(nn.Linear(feature_dim, num_classes))
         self.position = nn.Parameter(torch.zeros(num_modalities, embedding_dim))
         self.score = nn.Sequential(

@@ -12,6 +12,4 @@ from fedfair.modulation._multifair import MultiFair
 
 __all__ = ["METHODS", "DualMimo", "FedAvg", "Memory", "Method", "Mimo", "Modulation", "MultiFair"]
 
-METHODS: Mapping[str, type[Method]] = {
-    method.name: method for method in (FedAvg, MultiFair, Mimo, DualMimo)
-}
+METHODS: Mapping[str, type[Method]] = {method.name: method for method in (FedAvg, MultiFair, Mimo, DualMimo)}

@@ -75,9 +75,11 @@ def check_range(name: str, value: float, low: float, high: float = np.inf) -> No
 def shares(counts: Array) -> Array:
     """Return counts [..., G] divided by their sum over groups; zeros where nothing was counted."""
     total = counts.sum(-1, keepdims=True)
-    return np.divide(counts, total, out=np.zeros_like(counts), where=total > 0)
+    result: Array = np.divide(counts, total, out=np.zeros_like(counts), where=total > 0)
+    return result
 
 
 def mean_losses(losses: Array, counts: Array) -> Array:
     """Return losses / counts, NaN where nothing was counted."""
-    return np.divide(losses, counts, out=np.full_like(losses, np.nan), where=counts > 0)
+    result: Array = np.divide(losses, counts, out=np.full_like(losses, np.nan), where=counts > 0)
+    return result

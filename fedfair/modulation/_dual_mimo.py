@@ -75,9 +75,7 @@ class DualMimo:
             tilt_ratio(relative[1:], share[1:] / scored, self.mu) / scored, self.unimodal_max
         )
         return Modulation(
-            Coefficients(
-                np.repeat(fused[None], modalities + 1, axis=0), self.penalty * unimodal, live=True
-            ),
+            Coefficients(np.repeat(fused[None], modalities + 1, axis=0), self.penalty * unimodal, live=True),
             diagnostics={"relative_loss": relative},
         )
 
@@ -96,7 +94,8 @@ def relative_losses(signals: Signals) -> Array:
     entropy = -np.where(prevalence > 0, prevalence * np.log(np.where(prevalence > 0, prevalence, 1.0)), 0.0)
     base = entropy.sum(-1)
     mean = mean_losses(signals.losses, signals.counts.sum(-1))
-    return np.divide(mean, base, out=np.full_like(mean, np.nan), where=base > 0)
+    result: Array = np.divide(mean, base, out=np.full_like(mean, np.nan), where=base > 0)
+    return result
 
 
 def shrink(relative: Array, counts: Array, kappa: float) -> Array:

@@ -11,13 +11,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from fedfair.signals import bin_logits
+
 Array = NDArray[np.float64]
-
-
-def bin_logits(bins: int) -> Array:
-    """Return the logit of each bin's centre, [Q]; bins divide [0, 1] evenly."""
-    centre = (np.arange(bins) + 0.5) / bins
-    return np.log(centre / (1.0 - centre))
 
 
 def surrogate_auc(histograms: Array, temperature: float) -> Array:
@@ -30,7 +26,8 @@ def surrogate_auc(histograms: Array, temperature: float) -> Array:
     pair = 1.0 / (1.0 + np.exp(-(logit[:, None] - logit[None, :]) / temperature))
     wins = np.einsum("...i,ij,...j->...", histograms[..., 1, :], pair, histograms[..., 0, :])
     pairs = histograms.sum(-1).prod(-1)
-    return np.divide(wins, pairs, out=np.full_like(wins, np.nan), where=pairs > 0)
+    result: Array = np.divide(wins, pairs, out=np.full_like(wins, np.nan), where=pairs > 0)
+    return result
 
 
 def gap_slopes(group_auc: Array, one_sided: bool) -> Array:

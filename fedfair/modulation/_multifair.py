@@ -173,9 +173,7 @@ class MultiFair:
     def _terms(self, signals: Signals, balance: Array) -> tuple[LossTerms, Array]:
         direction, cosines = None, np.full(len(balance), np.nan)
         if signals.head_gradients is not None and self.direction > 0:
-            matrix, cosines = direction_matrix(
-                signals.head_gradients, signals.counts.sum((-1, -2)), balance
-            )
+            matrix, cosines = direction_matrix(signals.head_gradients, signals.counts.sum((-1, -2)), balance)
             norm = self.direction * float(np.linalg.norm(matrix))
             direction = self.direction * matrix * min(1.0, self.direction_max / max(norm, 1e-300))
         fairness = None

@@ -113,8 +113,7 @@ def _bootstrapped(experiment: Experiment, arm: str, points: dict[str, Estimate])
         experiment.min_count,
     )
     return {
-        key: Estimate(point.value, intervals[key].low, intervals[key].high, 1)
-        for key, point in points.items()
+        key: replace(point, low=intervals[key].low, high=intervals[key].high) for key, point in points.items()
     }
 
 

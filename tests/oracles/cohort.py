@@ -1,4 +1,4 @@
-"""A cohort with everything that goes wrong at sites, its partitions, and the server's loop in its shortest form."""
+"""A cohort with what goes wrong at sites, its partitions, and the server's loop in its shortest form."""
 
 from __future__ import annotations
 
@@ -60,9 +60,7 @@ def cohort(records: int = 96, classes: int = 2, complete: bool = False, seed: in
 def partition(records: MultimodalBatch, sites: int) -> list[MultimodalBatch]:
     """Return contiguous shares of unequal size, one per site."""
     bounds = (np.linspace(0, 1, sites + 1) ** 1.1 * len(records)).round().astype(int)
-    return [
-        records.select(torch.arange(a, b)) for a, b in zip(bounds[:-1], bounds[1:], strict=True)
-    ]
+    return [records.select(torch.arange(a, b)) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
 
 
 def small_model(classes: int = 2, fusion: str = "concat", seed: int = 1) -> MultimodalModel:
@@ -89,11 +87,7 @@ def parameters(model: MultimodalModel) -> dict[str, Tensor]:
 
 def difference(one: History, other: History) -> float:
     """Return the largest difference of a parameter over all rounds."""
-    return max(
-        float((a[name] - b[name]).abs().max())
-        for a, b in zip(one, other, strict=True)
-        for name in a
-    )
+    return max(float((a[name] - b[name]).abs().max()) for a, b in zip(one, other, strict=True) for name in a)
 
 
 def federate(
@@ -121,9 +115,7 @@ def federate(
         for number, records in enumerate(sites):
             blocks.load({name: torch.from_numpy(value) for name, value in vectors.items()})
             signals = measure(model, records, GROUPS, BINS, chunk_size, method.needs_head_gradients)
-            moved = train(
-                model, blocks, records, plan, scales, prepared(terms), settings, torch.Generator()
-            )
+            moved = train(model, blocks, records, plan, scales, prepared(terms), settings, torch.Generator())
             rows = {key: value.numpy() for key, value in moved.items()}
             updates.append(SiteUpdate(f"site {number}", rows, signals, signals))
         paths = plan.paths(model.modalities, method.live, bool(terms))

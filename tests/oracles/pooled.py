@@ -1,7 +1,7 @@
 """What the reference computes from pooled records: losses, binned scores, AUCs and their errors, pairs.
 
-Nothing of fedfair is imported: AUCs come from scikit-learn, their errors from the placements of single records,
-surrogate AUCs from sums over explicit pairs.
+Nothing of fedfair is imported: AUCs come from scikit-learn, their errors from the placements of single
+records, surrogate AUCs from sums over explicit pairs.
 """
 
 from __future__ import annotations

@@ -55,7 +55,9 @@ def balance_factors(method: Any, now: Array, old: Array, new: Array, errors: Arr
         return result
     change = {m: new[m] - old[m] for m in known}
     kinds: dict[str, Callable[[float], float]] = {
-        "positive": lambda d: max(d, 0.0), "absolute": abs, "signed": lambda d: d
+        "positive": lambda d: max(d, 0.0),
+        "absolute": abs,
+        "signed": lambda d: d,
     }
     progress = {m: kinds[method.progress](d) for m, d in change.items()}
     total = sum(progress.values())
@@ -87,6 +89,11 @@ def direction(view: View, balance: Array) -> Tensor:
     return torch.autograd.grad(term, leaf)[0]
 
 
+def capped(matrix: Tensor, largest: float) -> Tensor:
+    norm = float((matrix**2).sum().sqrt())
+    return matrix * (largest / norm) if norm > largest else matrix
+
+
 def gap_slopes(method: Any, view: View) -> Tensor:
     """Return the derivative of F_G by each surrogate AUC [M, G], by autograd."""
     slopes = torch.zeros(len(view.heads) - 1, view.num_groups, dtype=torch.float64)
@@ -111,7 +118,9 @@ def multifair(view: View, memory: dict[str, Any], method: Any) -> Answer:
     """Return MultiFair's answer: eq. (20) and (21) of the specification, and the terms."""
     modalities, groups = len(view.heads) - 1, view.num_groups
     now = np.array([macro(view, h, None, 1) for h in view.heads[1:]])
-    by_group = np.array([[macro(view, h, g, method.group_min) for g in view.all_groups] for h in view.heads[1:]])
+    by_group = np.array(
+        [[macro(view, h, g, method.group_min) for g in view.all_groups] for h in view.heads[1:]]
+    )
     old = memory.get("auc", np.full(modalities, NAN))
     old_group = memory.get("group", np.full((modalities, groups), NAN))
     new = np.array([average(a, b, method.decay) for a, b in zip(old, now[:, 0], strict=True)])
@@ -134,7 +143,9 @@ def multifair(view: View, memory: dict[str, Any], method: Any) -> Answer:
         return Answer(fused, np.ones((modalities, groups)), False, memory=state)
     fused[1:] = balance[:, None] * factors
     terms = Terms(
-        method.direction * direction(view, balance) if method.direction else None,
+        capped(method.direction * direction(view, balance), method.direction_max)
+        if method.direction
+        else None,
         method.fairness * gap_slopes(method, view) if method.fairness else None,
         view,
         method.temperature,
@@ -176,7 +187,8 @@ def dual_mimo(view: View, memory: dict[str, Any], method: Any) -> Answer:
         relative[h] = mean + size / (size + method.shrinkage) * (relative[h] - mean)
     one = tilt(torch.as_tensor(relative[0]), torch.as_tensor(share[0]), method.mu).numpy()
     prior = torch.as_tensor(share[1:]).reshape(-1) / modalities
-    many = tilt(torch.as_tensor(relative[1:]).reshape(-1), prior, method.mu).numpy().reshape(modalities, groups)
+    many = tilt(torch.as_tensor(relative[1:]).reshape(-1), prior, method.mu).numpy()
+    many = many.reshape(modalities, groups)
     fused = np.minimum(np.maximum(one, method.coefficient_min), method.coefficient_max)
     unimodal = method.penalty * np.minimum(many / modalities, method.unimodal_max)
     return Answer(np.tile(fused, (modalities + 1, 1)), unimodal, True, memory=memory)
@@ -190,7 +202,10 @@ def fedavg(view: View, memory: dict[str, Any], method: Any) -> Answer:
 
 
 RULES: dict[str, Callable[[View, dict[str, Any], Any], Answer]] = {
-    "fedavg": fedavg, "multifair": multifair, "mimo": mimo, "dual_mimo": dual_mimo
+    "fedavg": fedavg,
+    "multifair": multifair,
+    "mimo": mimo,
+    "dual_mimo": dual_mimo,
 }
 
 
@@ -215,19 +230,14 @@ def descend(model: Any, batch: Any, answer: Answer, stale: Terms, rate: float) -
         own = cross_entropy(unimodal[m].logits, batch.labels, reduction="none")
         own = (own_weight[m, batch.groups] * own)[has].mean()
         encoder = scale * ((weight[m + 1, batch.groups] * loss).mean() + aligned) + gap
-        objectives += [(model.encoders[name], encoder + own if answer.live else encoder), (model.heads[name], own)]
-    steps = [
-        (p, g)
-        for module, objective in objectives
-        for p, g in zip(
-            module.parameters(),
-            torch.autograd.grad(objective, list(module.parameters()), retain_graph=True),
-            strict=True,
-        )
-    ]
+        objectives.append((model.encoders[name], encoder + own if answer.live else encoder))
+        objectives.append((model.heads[name], own))
+    owned = [(objective, list(module.parameters())) for module, objective in objectives]
+    steps = [(own, torch.autograd.grad(objective, own, retain_graph=True)) for objective, own in owned]
     with torch.no_grad():
-        for parameter, gradient in steps:
-            parameter -= rate * gradient
+        for own, gradients in steps:
+            for parameter, gradient in zip(own, gradients, strict=True):
+                parameter.sub_(rate * gradient)
 
 
 def centralise(

@@ -1,0 +1,7 @@
+"""The report of an experiment: one self-contained page, and a table for the terminal."""
+
+from __future__ import annotations
+
+from fedfair.report._html import comparison_table, write_report
+
+__all__ = ["comparison_table", "write_report"]

@@ -1,0 +1,139 @@
+"""The report's page, and the same headline as plain text for the terminal."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fedfair.metrics import auc_bound
+from fedfair.report import _tables
+from fedfair.report._load import Experiment, load
+from fedfair.report._results import METRICS, Estimate, differences, headline, verdict
+from fedfair.report._style import STYLE
+from fedfair.report._template import PAGE
+
+REPORT = "report.html"
+
+
+def write_report(folder: Path) -> Path:
+    """Write ``report.html`` into an experiment's folder and return its path.
+
+    The page is one file without scripts or links, whole or interrupted experiments alike.
+
+    Raises
+    ------
+    RunError
+        If the folder holds no experiment.
+    """
+    path = folder / REPORT
+    path.write_text(render(load(folder)), encoding="utf-8")
+    return path
+
+
+def render(experiment: Experiment) -> str:
+    """Return the page of an experiment."""
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment.filters |= {"number": number_text, "signed": signed_text, "percent": percent_text}
+    return environment.from_string(PAGE).render(_context(experiment)).strip() + "\n"
+
+
+def _context(experiment: Experiment) -> dict[str, Any]:
+    compared = differences(experiment)
+    patients = _tables.patient_rows(experiment)
+    config = yaml.safe_dump(dict(experiment.config), sort_keys=False, allow_unicode=True)
+    return {
+        "x": experiment,
+        "style": STYLE,
+        "binary": len(experiment.schema["classes"]) == 2,
+        "groups": experiment.attributes[experiment.attribute],
+        "many": any(len(experiment.compared(arm)) > 1 for arm in experiment.arms),
+        "totals": [sum(row.total[i] for row in patients) for i in (0, 1)] if patients else [],
+        "gaps": experiment.gaps(),
+        "metrics": METRICS,
+        "headline": headline(experiment),
+        "differences": compared,
+        "verdicts": verdict(experiment, compared),
+        "group_tables": _tables.group_tables(experiment),
+        "site_rows": _tables.site_rows(experiment),
+        "pooled_and_within": _tables.pooled_and_within(experiment),
+        "patient_rows": patients,
+        "coverage_rows": _tables.coverage_rows(experiment),
+        "config": config,
+        **_score_bins(experiment),
+        **_drawn(experiment),
+    }
+
+
+def _score_bins(experiment: Experiment) -> dict[str, float]:
+    """Return the number of bins, and the largest error that binning may cause in an overall AUC."""
+    fused = [e.pooled.histograms[0].sum(0) for e in experiment.evaluations.values()]
+    bounds = [float(auc_bound(histogram).max()) for histogram in fused]
+    return {"bins": fused[0].shape[-1] if fused else 0, "bound": max(bounds, default=math.nan)}
+
+
+def _drawn(experiment: Experiment) -> dict[str, Any]:
+    from fedfair.report import _figures
+
+    maps = [(arm, _figures.coefficients(experiment, arm), _live(experiment, arm)) for arm in experiment.arms]
+    return {
+        "curves": _figures.curves(experiment) if experiment.compared_round >= 0 else "",
+        "coefficients": [item for item in maps if item[1]],
+        "unimodal": _figures.unimodal(experiment),
+    }
+
+
+def _live(experiment: Experiment, arm: str) -> bool:
+    records = (r for seed in experiment.seeds for r in experiment.runs[seed, arm].records)
+    return any(record["coefficients"]["live"] for record in records if record["coefficients"])
+
+
+def number_text(value: float) -> str:
+    """Return three decimals, or n.e. for not estimable."""
+    return "n.e." if math.isnan(value) else f"{value:.3f}"
+
+
+def signed_text(value: float) -> str:
+    """Return three decimals with a sign; minus as a reader expects it, not a hyphen."""
+    return "n.e." if math.isnan(value) else f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")
+
+
+def percent_text(part: int, whole: int) -> str:
+    """Return a share as a whole percentage, or n.e. of nothing."""
+    return f"{part / whole:.0%}" if whole else "n.e."
+
+
+def comparison_table(folder: Path) -> str:
+    """Return the headline of an experiment as an aligned plain-text table.
+
+    A line per method, then per method a line of paired differences from the baseline, then the
+    verdict. Intervals are those of the report.
+
+    Raises
+    ------
+    RunError
+        If the folder holds no experiment.
+    """
+    experiment = load(folder)
+    compared = differences(experiment)
+    rows = [["method", *(metric.label for metric in METRICS), "seeds"]]
+    for arm, row in headline(experiment).items():
+        rows.append([arm, *(_cell(row[m.key], ".3f") for m in METRICS), str(row["auc"].seeds)])
+    for arm, changes in compared.items():
+        cells = [_cell(changes[m.key].estimate, "+.3f") for m in METRICS]
+        rows.append([f"{arm} - {experiment.baseline}", *cells, str(changes["auc"].estimate.seeds)])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    gaps = [f"incomplete: {gap}" for gap in experiment.gaps()]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], *gaps, *verdict(experiment, compared)])
+
+
+def _cell(estimate: Estimate, form: str) -> str:
+    if math.isnan(estimate.value):
+        return "n.e."
+    interval = "" if math.isnan(estimate.low) else f" [{estimate.low:{form}}, {estimate.high:{form}}]"
+    return f"{estimate.value:{form}}{interval}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -11,8 +11,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordD
 from flwr.clientapp import ClientApp
 
 from fedfair import wire
-from fedfair.config import parse_json
-from fedfair.data import DataAdapter, open_dataset
+from fedfair.config import Config, parse_json
+from fedfair.data import open_dataset
 from fedfair.errors import ConfigError, RunError, nearest
 from fedfair.provenance import source_digest
 from fedfair.site import Site, Workbench
@@ -58,14 +58,37 @@ def evaluate(message: Message, context: Context) -> Message:
     )
 
 
+class _Run:
+    """What a process keeps of one run: the data, the model it trains, the sites it has played."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.adapter = open_dataset(config.data.name, config.data.path, config.data.options, config.seed)
+        self.bench = Workbench(config, self.adapter.schema)
+        self._sites: dict[str, Site] = {}
+
+    def site(self, name: str) -> Site:
+        """Return a site, its records read once."""
+        if name not in self._sites:
+            self._sites[name] = Site(name, self.config, self.adapter)
+        return self._sites[name]
+
+
+@lru_cache(maxsize=1)
+def _run(run_id: int, config_json: str) -> _Run:
+    """Return the run; its id keeps a later run from seeing files as they were before."""
+    del run_id
+    return _Run(parse_json(config_json))
+
+
 def _answer(message: Message, context: Context, work: Work) -> Message:
-    run = message.content.config_records["run"]
-    _check_source(str(run["source"]))
+    told = message.content.config_records["run"]
+    _check_source(str(told["source"]))
     # More than one thread would change the order of sums, hence bits.
     torch.set_num_threads(1)
-    config_json = str(run["config"])
-    name = _site_name(context, config_json)
-    arrays = work(_site(config_json, name), _workbench(config_json))
+    run = _run(context.run_id, str(told["config"]))
+    name = _site_name(context, run.adapter.schema.sites)
+    arrays = work(run.site(name), run.bench)
     content = RecordDict(
         {
             "arrays": ArrayRecord({key: Array(value) for key, value in arrays.items()}),
@@ -80,23 +103,7 @@ def _download(message: Message) -> wire.Download:
     return wire.unpack_download({key: value.numpy() for key, value in record.items()})
 
 
-@lru_cache(maxsize=1)
-def _adapter(config_json: str) -> DataAdapter:
-    config = parse_json(config_json)
-    return open_dataset(config.data.name, config.data.path, config.data.options, config.seed)
-
-
-@lru_cache(maxsize=1)
-def _workbench(config_json: str) -> Workbench:
-    return Workbench(parse_json(config_json), _adapter(config_json))
-
-
-@lru_cache(maxsize=None)
-def _site(config_json: str, name: str) -> Site:
-    return Site(name, parse_json(config_json), _adapter(config_json))
-
-
-def _site_name(context: Context, config_json: str) -> str:
+def _site_name(context: Context, sites: Sequence[str]) -> str:
     """Return this node's site: `site` of its node config, or the partition's place in the schema.
 
     Raises
@@ -106,7 +113,6 @@ def _site_name(context: Context, config_json: str) -> str:
     ConfigError
         If the node config names no site of the data.
     """
-    sites = _adapter(config_json).schema.sites
     if "site" in context.node_config:
         name = str(context.node_config["site"])
         if name not in sites:

@@ -104,10 +104,8 @@ class Signals:
         members = self.histograms[:, :, :, 1].sum(-1)
         expected = self.counts[:, :, 1:] if self.histograms.shape[2] == 1 else self.counts
         totals = self.histograms.sum((-1, -2))
-        if not (
-            np.array_equal(members, expected)
-            and np.array_equal(totals, np.broadcast_to(self.counts.sum(-1)[..., None], totals.shape))
-        ):
+        records = np.repeat(self.counts.sum(-1)[..., None], totals.shape[-1], axis=-1)
+        if not (np.array_equal(members, expected) and np.array_equal(totals, records)):
             raise InconsistentUpdates(f"`histograms` of {owner} must sum to `counts`, they do not")
 
 

@@ -23,7 +23,7 @@ from fedfair.data.encode import (
     observed_modalities,
     to_batch,
 )
-from fedfair.data.schema import SiteRecords
+from fedfair.data.schema import Schema, SiteRecords
 from fedfair.data.split import train_test_split
 from fedfair.errors import DataError
 from fedfair.gradients import Scales
@@ -39,13 +39,17 @@ from fedfair.wire import Download, Survey
 class Workbench:
     """The model that a process trains: built once, loaded with each download."""
 
-    def __init__(self, config: Config, adapter: DataAdapter) -> None:
+    def __init__(self, config: Config, schema: Schema) -> None:
         self.device = choose_device(config.training.device)
         dtype = torch.float64 if config.training.dtype == "float64" else torch.float32
-        model = build_model(config.model.name, adapter.schema, config.model.options, config.seed)
+        model = build_model(config.model.name, schema, config.model.options, config.seed)
         self.model: MultimodalModel = model.to(self.device, dtype)
         self.blocks = ParameterBlocks(self.model)
         self.kind = torch.zeros((), dtype=dtype, device=self.device)
+
+    def vectors(self) -> dict[str, NDArray[np.floating]]:
+        """Return a copy of the model's block vectors."""
+        return {name: value.cpu().numpy().copy() for name, value in self.blocks.vectors.items()}
 
     def load(self, model: Mapping[str, NDArray[np.floating]]) -> None:
         """Put downloaded block vectors into the model."""

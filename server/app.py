@@ -31,9 +31,8 @@ def main(grid: Grid, context: Context) -> None:
     """
     config = read_config(context)
     adapter = open_dataset(config.data.name, config.data.path, config.data.options, config.seed)
-    bench = Workbench(config, adapter)
-    vectors = {name: value.cpu().numpy() for name, value in bench.blocks.vectors.items()}
-    coordinator = Coordinator(config, adapter.schema, vectors)
+    bench = Workbench(config, adapter.schema)
+    coordinator = Coordinator(config, adapter.schema, bench.vectors())
     folder = RunFolder(Path(str(context.run_config.get("output") or default_output(config))))
     strategy = ModulatedAggregation(coordinator, folder, source_digest(ROOT))
     if made := folder.load_checkpoint(coordinator):

@@ -53,10 +53,13 @@ class ModulatedAggregation(Strategy):
         Raises
         ------
         RunError
-            If fewer sites answer than `server.min_sites`.
+            If a site reports a failure, or fewer answer than `server.min_sites`.
         """
         self._nodes = _wait_for_nodes(grid, self.config.server.min_sites, self.config.server.round_timeout)
         replies = self._ask(grid, "query", RecordDict({"run": self._run_record(0)}))
+        # A site that fails before it has trained is misconfigured, and would go on failing.
+        for reason in self._failed.values():
+            raise RunError(f"every connected site must be ready, one is not: {reason}")
         self.surveys = {site: wire.unpack_survey(arrays) for site, arrays in replies.items()}
         self.coordinator.standardise([self.surveys[site] for site in sorted(self.surveys)])
 
@@ -77,6 +80,8 @@ class ModulatedAggregation(Strategy):
         """Commit the round: write the record of the model it started from, then checkpoint."""
         del server_round
         received = self._collect(replies)
+        for node, reason in self._failed.items():
+            logger.warning("node %s failed: %s", node, reason)
         committed = self.coordinator.commit([wire.unpack_update(s, a) for s, a in received.items()])
         self._record(self.coordinator.round - 1, committed.train, committed.test, committed.test_by_site)
         self.made = Made(
@@ -174,8 +179,6 @@ class ModulatedAggregation(Strategy):
             site = str(reply.content.config_records["site"]["name"])
             record = reply.content.array_records["arrays"]
             received[site] = {name: array.numpy() for name, array in record.items()}
-        for node, reason in self._failed.items():
-            logger.warning("node %s failed: %s", node, reason)
         if len(received) < self.config.server.min_sites:
             why = next(iter(self._failed.values()), "no answer before `server.round_timeout`")
             raise RunError(

@@ -7,6 +7,7 @@ last bit, since sites draw from generators of their own and run on one thread.
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 from collections.abc import Iterable
@@ -25,6 +26,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from fedfair.errors import FedfairError, RunError
 
 _SERVER = 1
+_run_ids = itertools.count(1)
 _APP_FAILED = 2  # Flower's code for an exception inside a ClientApp
 
 
@@ -42,10 +44,11 @@ class InProcessGrid(Grid):
     """
 
     def __init__(self, client_app: ClientApp, num_sites: int, workers: int = 0) -> None:
-        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, _SERVER, 1
+        run_id = next(_run_ids)
+        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = run_id, _SERVER, 1
         self._contexts = {
             _SERVER + 1 + k: Context(
-                run_id=1,
+                run_id=run_id,
                 node_id=_SERVER + 1 + k,
                 node_config={"partition-id": k, "num-partitions": num_sites},
                 state=RecordDict(),

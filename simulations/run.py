@@ -17,12 +17,14 @@ from typing import Any
 import yaml
 
 from fedfair.config import Config, first_difference, load
+from fedfair.coordinator import Coordinator
 from fedfair.data import open_dataset
 from fedfair.data.schema import Schema
 from fedfair.errors import RunError
 from fedfair.modulation import METHODS
 from fedfair.provenance import source_digest, versions
 from fedfair.record import EVALUATION, next_folder
+from fedfair.site import Workbench
 from simulations.progress import RoundProgress
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,9 +54,11 @@ def run_experiment(request: Request) -> bool:
     """
     config = load(request.config, request.overrides)
     adapter = open_dataset(config.data.name, config.data.path, config.data.options, config.seed)
-    folder = _open_folder(request, config)
     arms = list(dict.fromkeys([config.report.baseline, config.method.name]))
     seeds = [config.seed + k for k in range(request.seeds)]
+    # Everything that the configuration can get wrong is refused before there is a folder.
+    Coordinator(config, adapter.schema, Workbench(config, adapter.schema).vectors())
+    folder = _open_folder(request, config)
     experiment = _describe(request, config, adapter.schema, arms, seeds)
     _write(folder / EXPERIMENT, experiment)
     (folder / "config.yaml").write_text(yaml.safe_dump(config.to_dict(), sort_keys=False), encoding="utf-8")

@@ -159,9 +159,10 @@ class MultiFair:
         known = np.isfinite(auc)
         mean = np.where(known, auc, 0.0).sum(-1, keepdims=True) / np.maximum(known.sum(-1, keepdims=True), 1)
         gap = np.where(known, mean - auc, 0.0)
-        seen = np.abs(gap) > self.gate * np.where(np.isfinite(error), error, np.inf)
+        noise = np.where(np.isfinite(error), self.gate * error, np.inf if self.gate else 0.0)
+        seen = np.abs(gap) > noise
         factors = np.clip(
-            1.0 + self.gamma * np.where(seen | (self.gate == 0), gap, 0.0) / self.tau,
+            1.0 + self.gamma * np.where(seen, gap, 0.0) / self.tau,
             self.group_factor_min,
             self.group_factor_max,
         )

@@ -46,6 +46,7 @@ CURVES = (
     ("es_auc", "ES-AUC"),
     ("worst_group_auc", "Worst-group AUC"),
 )
+COEFFICIENT_TICKS = {"1/4": 1 / 4, "1/2": 1 / 2, "2/3": 2 / 3, "1": 1.0, "3/2": 3 / 2, "2": 2.0, "4": 4.0}
 
 
 def arm_colours(arms: Sequence[str]) -> dict[str, str]:
@@ -114,9 +115,10 @@ def coefficients(experiment: Experiment, arm: str) -> str | None:
     figure = Figure(figsize=(9.6, 1.1 + 0.2 * len(values)), layout="constrained")
     axes = figure.subplots()
     axes.grid(visible=False)
-    limit = float(np.clip(np.abs(np.log2(np.clip(values, 0.25, 4.0))).max(), 0.25, 2.0))
+    exponents = np.log2(np.clip(values, 0.25, 4.0))
+    limit = max(float(np.abs(exponents).max()), np.log2(1.5))  # small deviations shall look small
     image = axes.imshow(
-        np.log2(np.clip(values, 0.25, 4.0)),
+        exponents,
         cmap="PuOr_r",
         vmin=-limit,
         vmax=limit,
@@ -127,9 +129,9 @@ def coefficients(experiment: Experiment, arm: str) -> str | None:
     axes.hlines(np.arange(1, len(labels)) * len(groups) - 0.5, *axes.get_xlim(), color="#5f6368", lw=0.6)
     axes.set_xlabel("round")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ticks = np.array([x for x in (-2, -1, -0.5, 0, 0.5, 1, 2) if abs(x) <= limit + 1e-9])
-    bar = figure.colorbar(image, ax=axes, ticks=ticks, pad=0.01, aspect=30)
-    bar.ax.set_yticklabels([f"×{2.0**x:.3g}" for x in ticks])
+    ticks = {np.log2(k): label for label, k in COEFFICIENT_TICKS.items() if abs(np.log2(k)) <= limit}
+    bar = figure.colorbar(image, ax=axes, ticks=list(ticks), pad=0.01, aspect=30)
+    bar.ax.set_yticklabels(list(ticks.values()))
     return _svg(figure, f"coefficients-{arm}")
 
 

@@ -11,7 +11,8 @@ import yaml
 from fedfair.metrics import auc_bound
 from fedfair.report import _tables
 from fedfair.report._load import Experiment, load
-from fedfair.report._results import METRICS, Estimate, differences, headline, verdict
+from fedfair.report._macros import MACROS
+from fedfair.report._results import METRICS, Estimate, Verdict, differences, headline, verdicts
 from fedfair.report._style import STYLE
 from fedfair.report._template import PAGE
 
@@ -35,11 +36,16 @@ def write_report(folder: Path) -> Path:
 
 def render(experiment: Experiment) -> str:
     """Return the page of an experiment."""
-    from jinja2 import Environment, StrictUndefined
+    from jinja2 import DictLoader, Environment, StrictUndefined
 
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment = Environment(
+        loader=DictLoader({"page": PAGE, "macros": MACROS}),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+    )
     environment.filters |= {"number": number_text, "signed": signed_text, "percent": percent_text}
-    return environment.from_string(PAGE).render(_context(experiment)).strip() + "\n"
+    return environment.get_template("page").render(_context(experiment)).strip() + "\n"
 
 
 def _context(experiment: Experiment) -> dict[str, Any]:
@@ -57,7 +63,7 @@ def _context(experiment: Experiment) -> dict[str, Any]:
         "metrics": METRICS,
         "headline": headline(experiment),
         "differences": compared,
-        "verdicts": verdict(experiment, compared),
+        "verdicts": verdicts(experiment, compared),
         "group_tables": _tables.group_tables(experiment),
         "site_rows": _tables.site_rows(experiment),
         "pooled_and_within": _tables.pooled_and_within(experiment),
@@ -129,7 +135,18 @@ def comparison_table(folder: Path) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
     gaps = [f"incomplete: {gap}" for gap in experiment.gaps()]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], *gaps, *verdict(experiment, compared)])
+    said = [_sentence(verdict) for verdict in verdicts(experiment, compared)]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], *gaps, *said])
+
+
+def _sentence(verdict: Verdict) -> str:
+    parts = {
+        "better in": [metric.label for metric, _ in verdict.better],
+        "worse in": [metric.label for metric, _ in verdict.worse],
+        "no difference shown in": [metric.label for metric in verdict.not_shown],
+    }
+    said = [f"{words} {', '.join(labels)}" for words, labels in parts.items() if labels]
+    return f"{verdict.heading}: {verdict.remark or '; '.join(said) + '.'}"
 
 
 def _cell(estimate: Estimate, form: str) -> str:

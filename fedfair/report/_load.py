@@ -45,6 +45,10 @@ class Evaluation:
         """The test signals of all sites together."""
         return Signals(self.counts.sum(0), self.losses.sum(0), self.histograms.sum(0))
 
+    def site(self, index: int) -> Signals:
+        """Return the test signals of one site."""
+        return Signals(self.counts[index], self.losses[index], self.histograms[index])
+
 
 @dataclass(frozen=True)
 class Run:

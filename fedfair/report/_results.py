@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from fedfair.bootstrap import metric_intervals
+from fedfair.bootstrap import Interval, metric_intervals
 from fedfair.report._load import Experiment, Record
 from fedfair.seeding import numpy_generator
+from fedfair.signals import Signals
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ METRICS = (
     Metric("deodds", "DEOdds", False, "largest difference between groups in true or false positive rate"),
     Metric("worst_group_auc", "Worst-group AUC", True, "AUC of the group with the lowest one"),
 )
+
+FEWEST_SEEDS = 3  # an interval from two values exists, but nobody should act on it
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,12 @@ def over_seeds(values: Sequence[float]) -> Estimate:
     return Estimate(mean, mean - half, mean + half, known.size)
 
 
+def level_over_seeds(values: Sequence[float]) -> Estimate:
+    """Return `over_seeds` of a metric in [0, 1], its interval cut to that range."""
+    mean = over_seeds(values)
+    return replace(mean, low=float(np.clip(mean.low, 0, 1)), high=float(np.clip(mean.high, 0, 1)))
+
+
 def headline(experiment: Experiment) -> dict[str, dict[str, Estimate]]:
     """Return by arm and metric the mean over seeds with a t interval.
 
@@ -91,7 +100,7 @@ def headline(experiment: Experiment) -> dict[str, dict[str, Estimate]]:
     results = {}
     for arm in experiment.arms:
         tests = list(experiment.compared(arm).values())
-        estimates = {m.key: over_seeds([number(test[m.key]) for test in tests]) for m in METRICS}
+        estimates = {m.key: level_over_seeds([number(t[m.key]) for t in tests]) for m in METRICS}
         if len(tests) == 1:
             estimates |= _bootstrapped(experiment, arm, estimates)
         results[arm] = estimates
@@ -103,18 +112,34 @@ def _bootstrapped(experiment: Experiment, arm: str, points: dict[str, Estimate])
     evaluation = experiment.runs[seed, arm].evaluation
     if evaluation is None:
         return {}
-    axis = list(experiment.attributes).index(experiment.attribute)
-    intervals = metric_intervals(
-        evaluation.pooled,
-        experiment.cells,
-        axis,
-        experiment.resamples,
-        numpy_generator(seed, "report", arm, experiment.attribute),
-        experiment.min_count,
-    )
+    intervals = resampled(experiment, evaluation.pooled, experiment.attribute, arm)
     return {
         key: replace(point, low=intervals[key].low, high=intervals[key].high) for key, point in points.items()
     }
+
+
+def resampled(experiment: Experiment, signals: Signals, attribute: str, *labels: str) -> dict[str, Interval]:
+    """Return bootstrap intervals of one model's metrics by one attribute.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        Says how many resamples, and how many records are too few.
+    signals : Signals
+        By product cell, of all sites or of one.
+    attribute : str
+        The attribute.
+    *labels : str
+        What the signals are of; each place draws its own resamples.
+    """
+    return metric_intervals(
+        signals,
+        experiment.cells,
+        list(experiment.attributes).index(attribute),
+        experiment.resamples,
+        numpy_generator(experiment.shown_seed, "report", attribute, *labels),
+        experiment.min_count,
+    )
 
 
 def differences(experiment: Experiment) -> dict[str, dict[str, Difference]]:
@@ -134,37 +159,47 @@ def _difference(metric: Metric, base: dict[int, Record], other: dict[int, Record
     return Difference(over_seeds(changes), better)
 
 
-def verdict(experiment: Experiment, compared: dict[str, dict[str, Difference]]) -> list[str]:
-    """Return one plain statement per arm, no stronger than its intervals."""
-    return [_verdict(arm, experiment.baseline, by_metric) for arm, by_metric in compared.items()]
+@dataclass(frozen=True)
+class Verdict:
+    """What may be said of one arm against the baseline, no more than its intervals carry.
+
+    Attributes
+    ----------
+    heading : str
+        Which arms, over how many seeds.
+    better, worse : Sequence[tuple[Metric, Estimate]]
+        Metrics whose interval of the difference does not contain zero.
+    not_shown : Sequence[Metric]
+        Metrics whose interval does, or is not known.
+    remark : str
+        Why nothing can be said, if so.
+    """
+
+    heading: str
+    better: Sequence[tuple[Metric, Estimate]] = ()
+    worse: Sequence[tuple[Metric, Estimate]] = ()
+    not_shown: Sequence[Metric] = ()
+    remark: str = ""
 
 
-def _verdict(arm: str, baseline: str, by_metric: dict[str, Difference]) -> str:
-    seeds = max(d.estimate.seeds for d in by_metric.values())
-    versus = f"{arm} against {baseline}"
+def verdicts(experiment: Experiment, compared: dict[str, dict[str, Difference]]) -> list[Verdict]:
+    """Return a verdict per arm other than the baseline."""
+    return [_verdict(f"{arm} against {experiment.baseline}", changes) for arm, changes in compared.items()]
+
+
+def _verdict(versus: str, by_metric: dict[str, Difference]) -> Verdict:
+    seeds = max(difference.estimate.seeds for difference in by_metric.values())
     if seeds == 0:
-        return f"{versus}: no seed has both, so nothing can be compared yet."
-    if seeds == 1:
-        return (
-            f"{versus}: one seed has both, so a difference cannot be told from chance. "
-            "Run more seeds before drawing a conclusion."
-        )
-    groups: dict[str, list[str]] = {"better in": [], "worse in": [], "no difference shown in": []}
-    for metric in METRICS:
-        change = by_metric[metric.key].estimate
-        if not change.excludes_zero:
-            groups["no difference shown in"].append(metric.label)
-            continue
-        better = (change.value > 0) == metric.higher_is_better
-        groups["better in" if better else "worse in"].append(f"{metric.label} ({signed_interval(change)})")
-    parts = [f"{words} {_listed(items)}" for words, items in groups.items() if items]
-    return f"{versus}, over {seeds} seeds: {'; '.join(parts)}."
-
-
-def signed_interval(estimate: Estimate) -> str:
-    """Return for example ``+0.017, 95% interval +0.009 to +0.025``."""
-    return f"{estimate.value:+.3f}, 95% interval {estimate.low:+.3f} to {estimate.high:+.3f}"
-
-
-def _listed(items: Sequence[str]) -> str:
-    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
+        return Verdict(versus, remark="No seed has both yet, so nothing can be compared.")
+    heading = f"{versus}, over {seeds} seed{'s' if seeds > 1 else ''}"
+    if seeds < FEWEST_SEEDS:
+        remark = f"Fewer than {FEWEST_SEEDS} seeds cannot tell a difference from chance; run more seeds."
+        return Verdict(heading, remark=remark)
+    changes = [(metric, by_metric[metric.key].estimate) for metric in METRICS]
+    clear = [(metric, change) for metric, change in changes if change.excludes_zero]
+    return Verdict(
+        heading,
+        better=[(m, change) for m, change in clear if (change.value > 0) == m.higher_is_better],
+        worse=[(m, change) for m, change in clear if (change.value > 0) != m.higher_is_better],
+        not_shown=[metric for metric, change in changes if not change.excludes_zero],
+    )

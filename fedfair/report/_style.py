@@ -16,14 +16,16 @@ p, ul { max-width: 80ch; margin: 8px 0 14px; }
 .banner strong { letter-spacing: .04em; }
 .banner ul { margin: 6px 0 0; padding-left: 20px; }
 .verdict { margin: 20px 0; padding: 14px 20px; border-left: 6px solid var(--accent); background: #eef4fb; }
-.verdict p { margin: 0 0 8px; max-width: 88ch; } .verdict p:last-child { margin: 0; }
+.verdict h3 { margin: 0 0 4px; } .verdict p, .verdict ul { max-width: none; margin-bottom: 12px; }
+.verdict p:last-child { margin: 0; }
 .scroll { overflow-x: auto; }
-table { border-collapse: collapse; margin: 10px 0 18px; font-size: 15px; line-height: 1.35;
+table { border-collapse: collapse; min-width: 60%; margin: 10px 0 18px; font-size: 15px; line-height: 1.35;
   font-variant-numeric: tabular-nums; }
 caption { text-align: left; padding-bottom: 6px; }
-th, td { padding: 7px 14px 7px 0; text-align: right; vertical-align: baseline; white-space: nowrap; }
+th, td { padding: 7px 0 7px 22px; text-align: right; vertical-align: baseline; white-space: nowrap; }
 th { font-weight: 600; } thead th { border-bottom: 1.5px solid var(--ink); vertical-align: bottom; }
-th[scope=row], th.first { text-align: left; } thead th[colspan] { text-align: center; }
+th[scope=row], th.first { text-align: left; }
+tr > :first-child { padding-left: 0; } thead th[colspan] { text-align: center; }
 tbody tr { border-bottom: 1px solid var(--line); } tbody tr.inner { border-bottom-color: #eaeef2; }
 tr.sum { border-top: 1.5px solid var(--ink); }
 td small, th small { display: block; color: var(--muted); font-size: 13px; font-weight: 400; }
@@ -40,7 +42,7 @@ dt { color: var(--muted); } dd { margin: 0; overflow-wrap: anywhere; }
   @page { size: A4; margin: 14mm; }
   body { padding: 0; max-width: none; font-size: 10.5pt; } h1 { font-size: 20pt; } h2 { font-size: 13pt; }
   table { font-size: 9pt; } td small, th small, .note, caption, figcaption { font-size: 8.5pt; }
-  th, td { padding-right: 8px; } pre { font-size: 8pt; } .scroll { overflow: visible; }
+  th, td { padding-left: 10px; } pre { font-size: 8pt; } .scroll { overflow: visible; }
   h2, h3, caption { break-after: avoid; } tr, figure, .banner, .verdict { break-inside: avoid; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 }

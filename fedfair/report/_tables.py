@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedfair.assessment import GroupMetrics, assess
-from fedfair.bootstrap import metric_intervals
 from fedfair.metrics import macro_auc, within_site_auc
 from fedfair.report._load import Evaluation, Experiment
-from fedfair.report._results import Estimate, number, over_seeds
-from fedfair.seeding import numpy_generator
+from fedfair.report._results import Estimate, level_over_seeds, number, resampled
 
 Array = NDArray[np.float64]
 
@@ -99,26 +97,34 @@ def _group_rows(experiment: Experiment, axis: int, attribute: str, groups: Seque
 def _group_column(
     experiment: Experiment, axis: int, attribute: str, arm: str, evaluation: Evaluation
 ) -> list[GroupCell]:
-    pooled, cells = evaluation.pooled, experiment.cells
-    table = assess(pooled, cells, axis, experiment.min_count)
-    generator = numpy_generator(experiment.shown_seed, "report", arm, attribute)
-    intervals = metric_intervals(pooled, cells, axis, experiment.resamples, generator, experiment.min_count)
+    table = assess(evaluation.pooled, experiment.cells, axis, experiment.min_count)
+    intervals = resampled(experiment, evaluation.pooled, attribute, arm)
     found = [(group, intervals[f"group_auc/{g}"]) for g, group in enumerate(table.groups)]
     return [GroupCell(arm, Estimate(group.auc, i.low, i.high, 1), group) for group, i in found]
 
 
 def site_rows(experiment: Experiment) -> list[SiteRow]:
     """Return a row per site: test records of the shown seed, AUC as the mean over seeds."""
-    tests = {arm: experiment.compared(arm).values() for arm in experiment.arms}
     some = next(iter(experiment.evaluations.values()), None)
     return [
         SiteRow(
             site,
             _whole(some.counts[k, 0].sum(0)) if some else [],
-            [over_seeds([number(t["site_auc"].get(site)) for t in tests[arm]]) for arm in experiment.arms],
+            [_site_auc(experiment, arm, k, site) for arm in experiment.arms],
         )
         for k, site in enumerate(experiment.schema["sites"])
     ]
+
+
+def _site_auc(experiment: Experiment, arm: str, index: int, site: str) -> Estimate:
+    """Return the AUC at one site: over seeds, or with a bootstrap interval if there is one seed."""
+    tests = experiment.compared(arm)
+    mean = level_over_seeds([number(test["site_auc"].get(site)) for test in tests.values()])
+    evaluation = experiment.runs[next(iter(tests)), arm].evaluation if len(tests) == 1 else None
+    if evaluation is None:
+        return mean
+    interval = resampled(experiment, evaluation.site(index), experiment.attribute, arm, site)["auc"]
+    return replace(mean, low=interval.low, high=interval.high)
 
 
 def pooled_and_within(experiment: Experiment) -> list[tuple[Estimate, Estimate]]:
@@ -130,8 +136,8 @@ def _pooled_and_within(experiment: Experiment, arm: str) -> tuple[Estimate, Esti
     evaluations = [e for seed in experiment.seeds if (e := experiment.runs[seed, arm].evaluation)]
     by_site = [e.histograms[:, 0].sum(1) for e in evaluations]
     return (
-        over_seeds([float(macro_auc(h.sum(0))) for h in by_site]),
-        over_seeds([float(within_site_auc(h).mean()) for h in by_site]),
+        level_over_seeds([float(macro_auc(h.sum(0))) for h in by_site]),
+        level_over_seeds([float(within_site_auc(h).mean()) for h in by_site]),
     )
 
 

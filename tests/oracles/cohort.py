@@ -17,7 +17,7 @@ from fedfair.gradients import RowPlan, Scales
 from fedfair.local import LocalTraining, SiteUpdate, measure, train
 from fedfair.models import MultimodalModel, build_model
 from fedfair.modulation import Method
-from fedfair.modulation._fairness import bin_logits
+from fedfair.signals import bin_logits
 from fedfair.terms import PreparedTerms
 
 WIDTHS = {"ecg": 4, "lab": 3, "notes": 5}

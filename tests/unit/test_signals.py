@@ -42,9 +42,7 @@ def assert_same(one: Signals, other: Signals) -> None:
 
 def records(classes: int) -> st.SearchStrategy[list[Record]]:
     logits = st.tuples(*[st.floats(-8, 8) for _ in range(classes)])
-    return st.lists(
-        st.tuples(logits, st.integers(0, classes - 1), st.integers(0, GROUPS - 1)), max_size=12
-    )
+    return st.lists(st.tuples(logits, st.integers(0, classes - 1), st.integers(0, GROUPS - 1)), max_size=12)
 
 
 three_sites = st.integers(2, 3).flatmap(
@@ -184,6 +182,12 @@ def test_check_refuses_what_is_not_a_sum_over_records(
     valid().check("site A")
     with pytest.raises(InconsistentUpdates, match=f"`{word}` of site A"):
         change(valid()).check("site A")
+
+
+@pytest.mark.parametrize("name", ["counts", "histograms"])
+def test_check_refuses_arrays_of_another_number_of_heads(name: str) -> None:
+    with pytest.raises(InconsistentUpdates, match="`histograms` of site A"):
+        replace(valid(), **{name: getattr(valid(), name)[:2]}).check("site A")
 
 
 def test_check_refuses_a_record_moved_to_the_other_class() -> None:

@@ -1,0 +1,198 @@
+"""Each bad input gets one sentence on stderr, a non-zero exit and nothing lost; odd sites still work."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from fedfair.cli import main
+from tests.apps.runs import HEART, rounds
+
+Row = dict[str, Any]
+OPTIONS = {
+    "site": "hospital",
+    "label": {"column": "ill", "values": {"no": ["0"], "yes": ["1"]}},
+    "modalities": {"lab": {"numeric": ["sodium", "iron"]}, "ecg": {"numeric": ["rate"]}},
+    "attributes": {"sex": {"column": "sex", "values": {"female": ["F"], "male": ["M"]}}},
+}
+
+
+def table(n: int = 120) -> list[Row]:
+    """Return made-up records of three hospitals."""
+    rng = np.random.default_rng(0)
+    return [
+        {
+            "hospital": "ABC"[i % 3],
+            "ill": int(rng.random() < 0.5),
+            "sex": "FM"[int(rng.random() < 0.6)],
+            "sodium": round(float(rng.normal(140, 3)), 1),
+            "iron": round(float(rng.normal(15, 4)), 1),
+            "rate": round(float(rng.normal(70, 9)), 1),
+        }
+        for i in range(n)
+    ]
+
+
+@pytest.fixture(autouse=True)
+def in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def write(rows: list[Row], **options: Any) -> Path:
+    """Write a table and a configuration for it; return the configuration's path."""
+    with Path("table.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    config = {
+        "name": "own",
+        "rounds": 2,
+        "data": {"name": "csv", "path": "table.csv", "options": {**OPTIONS, **options}},
+        "method": {"name": "dual_mimo"},
+        "report": {"resamples": 20},
+    }
+    path = Path("own.yaml")
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """Return the one sentence that `fedfair simulate` refuses its input with."""
+    assert main(["simulate", *map(str, arguments)]) == 1
+    err = [x for x in capsys.readouterr().err.splitlines() if x]
+    assert len(err) == 1, err
+    assert err[0].startswith("fedfair: ")
+    return err[0]
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("round=3", "`round` is not a known key; did you mean `rounds`?"),
+        ("training.lerning_rate=3", "did you mean `learning_rate`?"),
+        ("model.options.hiden=[3]", "did you mean `hidden`?"),
+        ("method.name=dualmimo", "did you mean `dual_mimo`?"),
+        ("method.muu=1", "`method.muu` is not a known key; did you mean `mu`?"),
+        ("rounds=many", "`rounds` must be int, got 'many'"),
+        ("training.mode=fast", "`training.mode` must be one of"),
+        ("data.attribute=gender", "`data.attribute` must be one of ['sex', 'age'], got 'gender'"),
+        ("data.test_fraction=1.5", "`data.test_fraction` must be in (0, 1), got 1.5"),
+        ("data.name=hart", "did you mean `heart`?"),
+        ("data.name=nowhere:make", "`data.name` must name an importable module"),
+        ("training.group_rows=[encoder/ecg]", "`training.group_rows` must name blocks"),
+        ("report.bins=7", "`report.bins` must be even"),
+        ("rounds", "`--set` must be key=value"),
+    ],
+)
+def test_a_wrong_key_or_value(capsys: pytest.CaptureFixture[str], override: str, words: str) -> None:
+    assert words in refused(capsys, HEART, "--set", override)
+    assert not Path("runs").exists()
+
+
+def test_a_missing_configuration(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "did you mean `heart.yaml`?" in refused(capsys, HEART.with_name("hart.yaml"))
+
+
+def test_a_missing_table(capsys: pytest.CaptureFixture[str]) -> None:
+    config = write(table())
+    Path("table.csv").unlink()
+    assert "table.csv" in refused(capsys, config)
+
+
+def change(key: str, value: object, where: Callable[[Row], bool] = lambda _: True) -> list[Row]:
+    """Return the table with one column changed where a condition holds."""
+    return [{**row, key: value} if where(row) else row for row in table()]
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([{k: v for k, v in r.items() if k != "iron"} for r in table()], "`iron`"),
+        (change("ill", 2, lambda r: r["iron"] > 20), "ill"),
+        (change("iron", "high", lambda r: r["iron"] > 20), "iron"),
+        (change("iron", "inf", lambda r: r["iron"] > 20), "iron"),
+        (change("sex", "X", lambda r: r["iron"] > 20), "sex"),
+        (change("rate", "nan"), "modality `ecg` must be observed at some site"),
+        (change("sex", "M"), "group `female` of attribute `sex` must have a training record"),
+        (change("ill", 0), "class `yes` must have a training record at some site"),
+    ],
+    ids=["column", "label", "text", "inf", "group", "no modality", "no group", "no class"],
+)
+def test_a_table_that_cannot_be_used(capsys: pytest.CaptureFixture[str], rows: list[Row], words: str) -> None:
+    assert words in refused(capsys, write(rows))
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        change("rate", "", lambda r: r["hospital"] == "A"),
+        change("rate", "nan", lambda r: r["iron"] > 15),
+        change("sex", "M", lambda r: r["hospital"] == "A"),
+        change("ill", 1, lambda r: r["hospital"] == "A"),
+        change("hospital", "A"),
+    ],
+    ids=["modality absent at a site", "modality absent for records", "group absent", "one class", "one site"],
+)
+@pytest.mark.parametrize("method", ["dual_mimo", "multifair"])
+def test_odd_sites_take_part(rows: list[Row], method: str) -> None:
+    config = write(rows)
+    arguments = ["simulate", str(config), "--output", "out", "--set", f"method.name={method}"]
+    assert main([*arguments, "--set", "rounds=3"]) == 0
+    assert len(rounds(Path("out/seed-0") / method)) == 4
+
+
+def test_an_existing_output_is_left_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("out").mkdir()
+    Path("out/precious").write_text("x")
+    assert "`--output` must not exist yet" in refused(capsys, HEART, "--output", "out")
+    assert [p.name for p in Path("out").iterdir()] == ["precious"]
+
+
+def test_a_second_run_gets_a_folder_of_its_own() -> None:
+    for _ in range(2):
+        assert main(["simulate", str(HEART), "--set", "rounds=1", "--set", "report.resamples=20"]) == 0
+    assert sorted(p.name for p in Path("runs/heart").iterdir()) == ["001", "002"]
+
+
+def test_nothing_to_resume(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "`--resume` must find a run" in refused(capsys, HEART, "--resume")
+
+
+def test_a_report_of_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", "nowhere"]) == 1
+    assert "`folder` must be a run" in capsys.readouterr().err
+
+
+def test_ctrl_c_keeps_what_was_done_and_resume_completes_it(tmp_path: Path) -> None:
+    """The interrupt arrives in the middle of the first of two arms; 40 rounds leave time for it."""
+    command = [sys.executable, "-m", "fedfair", "simulate", str(HEART), "--output", "out"]
+    command += ["--set", "rounds=40", "--set", "report.resamples=20"]
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    log = tmp_path / "out" / "seed-0" / "fedavg" / "rounds.jsonl"
+    end = time.monotonic() + 60
+    while not (log.is_file() and log.read_text().count("\n") >= 3) and time.monotonic() < end:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "--resume --output out" in err
+    assert "Traceback" not in err
+    assert json.loads(Path("out/experiment.json").read_text())["status"] == "interrupted"
+    assert "interrupted" in Path("out/report.html").read_text()
+    assert subprocess.run([*command, "--resume"], check=False, capture_output=True).returncode == 0
+    assert [r["round"] for r in rounds(Path("out/seed-0/fedavg"))] == list(range(41))
+    assert json.loads(Path("out/experiment.json").read_text())["status"] == "complete"

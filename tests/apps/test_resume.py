@@ -1,0 +1,62 @@
+"""A run that was cut short goes on to the same bits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+from flwr.app import Context, Message, RecordDict
+
+from client.app import app as client_app
+from fedfair.errors import RunError
+from server.app import app as server_app
+from simulations.grid import InProcessGrid
+from tests.apps.runs import HEART, run, same_bits
+
+
+class Cut(Exception):
+    """Stands for a kill."""
+
+
+class CutGrid(InProcessGrid):
+    """A grid that dies at one exchange."""
+
+    left = 0
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        self.left -= 1
+        if self.left < 0:
+            raise Cut
+        return super().send_and_receive(messages, timeout=timeout)
+
+
+@pytest.mark.parametrize("method", ["fedavg", "multifair", "dual_mimo"])
+@pytest.mark.parametrize("exchange", [1, 3, 9, 11])
+def test_resume_ends_with_the_same_bits(tmp_path: Path, method: str, exchange: int) -> None:
+    """Exchange 0 is the survey, each round has two (training, an empty evaluation), the last is final."""
+    overrides = ["rounds=5", f"method.name={method}", "server.momentum=0.5", "training.momentum=0.5"]
+    values = {"config": str(HEART), "overrides": ";".join(overrides), "output": str(tmp_path / "cut")}
+    grid = CutGrid(client_app, 4)
+    grid.left = exchange
+    context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=values)
+    with pytest.raises(Cut):
+        server_app(grid, context)
+    assert same_bits(run(tmp_path / "whole", overrides), run(tmp_path / "cut", overrides))
+
+
+def test_another_configuration_is_refused_by_its_key(tmp_path: Path) -> None:
+    run(tmp_path / "run", ["rounds=1"])
+    with pytest.raises(RunError, match="`training.learning_rate` must be as in the run to resume"):
+        run(tmp_path / "run", ["rounds=1", "training.learning_rate=0.2"])
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
+    folder = run(tmp_path / "run", ["rounds=1"])
+    raw = bytearray((folder / "checkpoint.npz").read_bytes())
+    raw[-1] ^= 1
+    (folder / "checkpoint.npz").write_bytes(raw)
+    with pytest.raises(RunError, match="checksum differs"):
+        run(tmp_path / "run", ["rounds=1"])

@@ -23,7 +23,8 @@ def surrogate_auc(histograms: Array, temperature: float) -> Array:
     temperature goes to zero.
     """
     logit = bin_logits(histograms.shape[-1])
-    pair = 1.0 / (1.0 + np.exp(-(logit[:, None] - logit[None, :]) / temperature))
+    # The logistic function; exp would overflow at a small temperature.
+    pair = (1.0 + np.tanh((logit[:, None] - logit[None, :]) / (2.0 * temperature))) / 2.0
     wins = np.einsum("...i,ij,...j->...", histograms[..., 1, :], pair, histograms[..., 0, :])
     pairs = histograms.sum(-1).prod(-1)
     result: Array = np.divide(wins, pairs, out=np.full_like(wins, np.nan), where=pairs > 0)

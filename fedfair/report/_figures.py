@@ -69,7 +69,7 @@ def _svg(figure: Figure, name: str) -> str:
 @mpl.rc_context(STYLE)
 def curves(experiment: Experiment) -> str:
     """Return loss and AUCs over rounds: a line per arm, the mean over seeds, in a band of all seeds."""
-    figure = Figure(figsize=(9.6, 5.2), layout="constrained")
+    figure = Figure(figsize=(8.8, 5.2), layout="constrained")
     for axes, (key, title) in zip(figure.subplots(2, 2, sharex=True).flat, CURVES, strict=True):
         axes.set_title(title)
         for arm, colour in arm_colours(experiment.arms).items():
@@ -112,7 +112,7 @@ def coefficients(experiment: Experiment, arm: str) -> str | None:
     if not rounds.size or np.allclose(values, 1.0):
         return None
     labels, groups = _block_labels(experiment), experiment.attributes[experiment.attribute]
-    figure = Figure(figsize=(9.6, 1.1 + 0.2 * len(values)), layout="constrained")
+    figure = Figure(figsize=(8.8, 1.1 + 0.2 * len(values)), layout="constrained")
     axes = figure.subplots()
     axes.grid(visible=False)
     exponents = np.log2(np.clip(values, 0.25, 4.0))
@@ -164,7 +164,7 @@ def unimodal(experiment: Experiment) -> str | None:
     colours = {arm: c for arm, c in arm_colours(experiment.arms).items() if experiment.compared(arm)}
     if not colours:
         return None
-    figure = Figure(figsize=(9.6, 0.9 + (0.16 + 0.14 * len(colours)) * len(rows)), layout="constrained")
+    figure = Figure(figsize=(8.8, 0.9 + (0.16 + 0.14 * len(colours)) * len(rows)), layout="constrained")
     axes = figure.subplots()
     for i, (arm, colour) in enumerate(colours.items()):
         values = _head_aucs(experiment, arm)

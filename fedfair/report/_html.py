@@ -51,13 +51,15 @@ def render(experiment: Experiment) -> str:
 def _context(experiment: Experiment) -> dict[str, Any]:
     compared = differences(experiment)
     patients = _tables.patient_rows(experiment)
+    seed_counts = {len(experiment.compared(arm)) for arm in experiment.arms}
     config = yaml.safe_dump(dict(experiment.config), sort_keys=False, allow_unicode=True)
     return {
         "x": experiment,
         "style": STYLE,
         "binary": len(experiment.schema["classes"]) == 2,
         "groups": experiment.attributes[experiment.attribute],
-        "many": any(len(experiment.compared(arm)) > 1 for arm in experiment.arms),
+        "seed_counts": seed_counts,
+        "many": max(seed_counts) > 1,
         "totals": [sum(row.total[i] for row in patients) for i in (0, 1)] if patients else [],
         "gaps": experiment.gaps(),
         "metrics": METRICS,

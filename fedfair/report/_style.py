@@ -43,7 +43,7 @@ dt { color: var(--muted); } dd { margin: 0; overflow-wrap: anywhere; }
   body { padding: 0; max-width: none; font-size: 10.5pt; } h1 { font-size: 20pt; } h2 { font-size: 13pt; }
   table { font-size: 9pt; } td small, th small, .note, caption, figcaption { font-size: 8.5pt; }
   th, td { padding-left: 10px; } pre { font-size: 8pt; } .scroll { overflow: visible; }
-  h2, h3, caption { break-after: avoid; } tr, figure, .banner, .verdict { break-inside: avoid; }
+  h2, h3, caption { break-after: avoid; } table, tr, figure, .banner, .verdict { break-inside: avoid; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 }
 """

@@ -26,10 +26,9 @@ reached.
 {% else %}
 Only runs that reached round {{ x.rounds }} are compared.
 {% endif %}
-{% if gaps %}<ul>{% for gap in gaps %}<li>{{ gap }}</li>{% endfor %}</ul>{% endif %}
-</div>
+{% if gaps %}<ul>{% for gap in gaps %}<li>{{ gap }}</li>{% endfor %}</ul>{% endif %}</div>
 {% endif %}
-<div class="over">fedfair report &middot; {{ x.created }}</div>
+<div class="over">fedfair report · {{ x.created }}</div>
 <h1>{{ x.name }}</h1>
 <p>{{ x.arms|length }} method{{ "s were" if x.arms|length > 1 else " was" }} trained across
 {{ x.schema.sites|length }} {{ "simulated sites" if x.synthetic else "hospitals" }}
@@ -59,8 +58,8 @@ seed{{ "s" if x.seeds|length > 1 }}; each seed draws its own split, initial mode
 <p>One method only: there is nothing to compare it with.</p>
 {% endfor %}
 {% if verdicts|rejectattr("remark")|list %}
-<p class="note">&ldquo;No difference shown&rdquo;: the 95% interval contains zero, which does not mean that
-there is none. {{ metrics|length }} metrics are looked at, and one interval in twenty misses zero by chance.</p>
+<p class="note">“No difference shown”: the 95% interval contains zero, which does not mean that there
+is none. {{ metrics|length }} metrics are looked at, and one interval in twenty misses zero by chance.</p>
 {% endif %}
 </div>
 
@@ -69,6 +68,7 @@ there is none. {{ metrics|length }} metrics are looked at, and one interval in t
 <caption>
 {% if many %}
 Mean over seeds, with the 95% t interval over seeds below.
+{% if 1 in seed_counts %}A method with one seed has its bootstrap interval over test records.{% endif %}
 {% else %}
 One seed, with the 95% bootstrap interval over test records below: it leaves out the randomness of training.
 {% endif %}
@@ -151,8 +151,8 @@ n.e.: not estimable, see Limits.</p>
 {% for _, within in pooled_and_within %}{{ estimate(within) }}{% endfor %}</tr>
 {% endif %}
 </tbody></table></div>
-<p class="note">&ldquo;Pairs within a {{ place }}&rdquo; compares only records of one {{ place }}. If it is far
-below &ldquo;all records&rdquo;, part of the AUC comes from {{ place }}s that differ in prevalence.</p>
+<p class="note">“Pairs within a {{ place }}” compares only records of one {{ place }}. If it is far
+below “all records”, part of the AUC comes from {{ place }}s that differ in prevalence.</p>
 
 {% if patient_rows %}
 <h2>{{ "Records" if x.synthetic else "Patients" }}</h2>
@@ -218,14 +218,13 @@ lowest and the highest.
 <h2>Limits</h2>
 <ul>
 <li><b>Not estimable (n.e.)</b>: an AUC from fewer than {{ x.min_count }} records of a class, or a rate from
-fewer than {{ x.min_count }} records, is not shown. Such a group is left out of ES-AUC, the differences between
-groups and the worst group.</li>
+fewer than {{ x.min_count }} records, is not shown. Such a group is left out of every metric over groups.</li>
 <li>Small groups have wide intervals. A group's number says little without its interval and its count.</li>
-<li>Bootstrap intervals describe which test records happened to be drawn, for this one trained model. They leave
-out the randomness of training.
+<li>Bootstrap intervals describe which test records happened to be drawn, for this one trained model. They
+leave out the randomness of training.
 {% if not binary %}With more than two classes they are wider than needed.{% endif %}</li>
 <li>Intervals over seeds describe training on, and splitting of, these same records. Test records of different
-seeds overlap, so the intervals are somewhat too narrow, and they do not carry over to other {{ place }}s.</li>
+seeds overlap, so the intervals are somewhat too narrow, and do not carry over to other {{ place }}s.</li>
 {% if bound == bound %}
 <li>Scores are counted in {{ bins }} bins. The exact AUC of all test records differs from the one shown by at
 most {{ "%.4f"|format(bound) }}.</li>

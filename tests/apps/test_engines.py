@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from fedfair.errors import RunError
-from simulations.flower_engine import ENVIRONMENT, ROOT, run_on_flower
+from simulations.flower_engine import run_on_flower
 from tests.apps.runs import SHORT, rounds, run, same_bits, weights
 
 METHODS = ("fedavg", "multifair", "mimo", "dual_mimo")

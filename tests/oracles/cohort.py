@@ -11,7 +11,7 @@ from torch import Tensor
 from fedfair.aggregation import check_update, combine, pool
 from fedfair.batch import MultimodalBatch
 from fedfair.blocks import ParameterBlocks
-from fedfair.coefficients import Coefficients, LossTerms
+from fedfair.coefficients import Coefficients, FairnessTerm, LossTerms
 from fedfair.data.schema import ArrayModality, Schema
 from fedfair.gradients import RowPlan, Scales
 from fedfair.local import LocalTraining, SiteUpdate, measure, train
@@ -78,6 +78,17 @@ def small_model(classes: int = 2, fusion: str = "concat", seed: int = 1) -> Mult
 def prepared(terms: LossTerms, bins: int = BINS) -> PreparedTerms | None:
     """Return the terms as a site trains with them."""
     return PreparedTerms.build(terms, torch.as_tensor(bin_logits(bins))) if terms else None
+
+
+def extra_terms(classes: int = 2, which: str = "both") -> LossTerms:
+    """Return a direction matrix and slopes drawn at random, with histograms of the cohort."""
+    rng = np.random.default_rng(5)
+    signals = measure(small_model(classes), cohort(classes=classes), GROUPS, BINS, 512)
+    fairness = FairnessTerm(rng.normal(size=(3, GROUPS)), signals.histograms[1:], 1.0)
+    return LossTerms(
+        rng.normal(size=(classes, 5)) if which in ("both", "direction") else None,
+        fairness if which in ("both", "fairness") else None,
+    )
 
 
 def parameters(model: MultimodalModel) -> dict[str, Tensor]:

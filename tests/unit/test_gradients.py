@@ -15,11 +15,10 @@ from torch.nn.functional import cross_entropy
 
 from fedfair.batch import MultimodalBatch
 from fedfair.blocks import FUSION, ParameterBlocks, encoder_block, head_block
-from fedfair.coefficients import Coefficients, FairnessTerm, LossTerms
+from fedfair.coefficients import Coefficients, LossTerms
 from fedfair.gradients import Path, RowPlan, Scales, path_gradients, path_scale, weighted_gradients
-from fedfair.local import measure
 from fedfair.models import MultimodalModel
-from tests.oracles.cohort import BINS, GROUPS, WIDTHS, cohort, prepared, small_model
+from tests.oracles.cohort import GROUPS, WIDTHS, cohort, extra_terms, prepared, small_model
 
 TOLERANCE = 1e-12
 MODALITIES = tuple(WIDTHS)
@@ -36,17 +35,6 @@ def coefficients(live: bool, seed: int = 4) -> Coefficients:
 
 def scales(live: bool, seed: int = 4) -> Scales:
     return Scales.build(coefficients(live, seed), torch.zeros((), dtype=torch.float64))
-
-
-def extra_terms(classes: int = 2, which: str = "both") -> LossTerms:
-    """Return a direction matrix and slopes drawn at random, with histograms of the cohort."""
-    rng = np.random.default_rng(5)
-    signals = measure(small_model(classes), cohort(classes=classes), GROUPS, BINS, 512)
-    fairness = FairnessTerm(rng.normal(size=(3, GROUPS)), signals.histograms[1:], 1.0)
-    return LossTerms(
-        rng.normal(size=(classes, 5)) if which in ("both", "direction") else None,
-        fairness if which in ("both", "fairness") else None,
-    )
 
 
 @cache

@@ -19,7 +19,15 @@ from fedfair.metrics import macro_auc
 from fedfair.report import comparison_table, write_report
 from fedfair.report import _figures as figures
 from fedfair.report._load import Experiment, load
-from fedfair.report._results import Difference, Estimate, differences, headline, over_seeds, t_quantile, verdicts
+from fedfair.report._results import (
+    Difference,
+    Estimate,
+    differences,
+    headline,
+    over_seeds,
+    t_quantile,
+    verdicts,
+)
 from fedfair.report._tables import coverage_rows, group_tables, patient_rows, site_rows
 from fedfair.signals import Signals
 

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from fedfair.metrics import auc_bound
@@ -51,6 +52,7 @@ def render(experiment: Experiment) -> str:
 def _context(experiment: Experiment) -> dict[str, Any]:
     compared = differences(experiment)
     patients = _tables.patient_rows(experiment)
+    parts = ([row.train for row in patients], [row.test for row in patients])
     seed_counts = {len(experiment.compared(arm)) for arm in experiment.arms}
     config = yaml.safe_dump(dict(experiment.config), sort_keys=False, allow_unicode=True)
     return {
@@ -60,7 +62,7 @@ def _context(experiment: Experiment) -> dict[str, Any]:
         "groups": experiment.attributes[experiment.attribute],
         "seed_counts": seed_counts,
         "many": max(seed_counts) > 1,
-        "totals": [sum(row.total[i] for row in patients) for i in (0, 1)] if patients else [],
+        "totals": [int(np.sum(part)) for part in parts] if patients else [],
         "gaps": experiment.gaps(),
         "metrics": METRICS,
         "headline": headline(experiment),

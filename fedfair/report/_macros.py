@@ -1,4 +1,4 @@
-"""Macros of the page: cells, counts and figures."""
+"""Macros of the page: cells, differences and figures."""
 
 MACROS = """
 {%- macro estimate(e, signed=false) -%}
@@ -10,12 +10,6 @@ MACROS = """
 {%- endmacro -%}
 {%- macro value(v) -%}
 <td{% if v != v %} class="none"{% endif %}>{{ v|number }}</td>
-{%- endmacro -%}
-{%- macro counts(n) -%}
-<td>{{ n|sum }}</td><td>{{ n[1] if binary else n|join(" / ") }}</td>
-{%- endmacro -%}
-{%- macro counts_head() -%}
-<th>records</th><th>{{ x.schema.classes[1] if binary else x.schema.classes|join(" / ") }}</th>
 {%- endmacro -%}
 {%- macro changes(words, items) -%}
 {%- if items -%}<li><b>{{ words }}</b>

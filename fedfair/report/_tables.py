@@ -54,11 +54,11 @@ class SiteRow:
 
 @dataclass(frozen=True)
 class PatientRow:
-    """One site: (training, test) records of each (group, class), groups outermost, and of all."""
+    """One site: training and test records [G, C] by modulated group and class."""
 
     site: str
-    cells: Sequence[tuple[int, int]]
-    total: tuple[int, int]
+    train: Sequence[Sequence[int]]
+    test: Sequence[Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -148,11 +148,7 @@ def patient_rows(experiment: Experiment) -> list[PatientRow]:
         return []
     train, test = (_by_group(experiment, counts[:, 0]) for counts in (some.train_counts, some.counts))
     return [
-        PatientRow(
-            site,
-            list(zip(_whole(train[k].ravel()), _whole(test[k].ravel()), strict=True)),
-            (int(train[k].sum()), int(test[k].sum())),
-        )
+        PatientRow(site, list(map(_whole, train[k])), list(map(_whole, test[k])))
         for k, site in enumerate(experiment.schema["sites"])
     ]
 

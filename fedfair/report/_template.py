@@ -1,7 +1,7 @@
 """The page, as a Jinja template: a Flower bundle carries Python files but no templates."""
 
 PAGE = """
-{% from "macros" import changes, counts, counts_head, estimate, figure, value with context %}
+{% from "macros" import changes, estimate, figure, value with context %}
 {% set place = "site" if x.synthetic else "hospital" %}
 <!DOCTYPE html>
 <html lang="en">
@@ -113,13 +113,16 @@ n.e.: not estimable, see Limits.</p>
 {% if table.rows %}
 <div class="scroll"><table class="stretch">
 <caption>Test records of seed {{ x.shown_seed }}; below each AUC its 95% bootstrap interval.</caption>
-<thead><tr><th class="first">group</th>{{ counts_head() }}<th class="first">method</th><th>AUC</th>
+<thead><tr><th class="first">group</th><th>records</th>
+<th>{{ x.schema.classes[1] if binary else x.schema.classes|join(" / ") }}</th>
+<th class="first">method</th><th>AUC</th>
 <th>true positive<br>rate</th><th>false positive<br>rate</th><th>called<br>positive</th></tr></thead>
 <tbody>
 {% for row in table.rows %}{% for cell in row.arms %}
 <tr{% if not loop.last %} class="inner"{% endif %}>
 {% if loop.first %}
-<th scope="row">{{ row.name }}</th>{{ counts(row.counts) }}
+<th scope="row">{{ row.name }}</th><td>{{ row.counts|sum }}</td>
+<td>{{ row.counts[1] if binary else row.counts|join(" / ") }}</td>
 {% else %}
 <td></td><td></td><td></td>
 {% endif %}
@@ -137,17 +140,18 @@ n.e.: not estimable, see Limits.</p>
 <caption>AUC of the one global model on each {{ place }}'s test records, with the 95%
 {{ "t interval over seeds" if many else "bootstrap interval" }} below.
 {% if totals %}Counts are those of seed {{ x.shown_seed }}.{% endif %}</caption>
-<thead><tr><th class="first">{{ place }}</th>{% if totals %}{{ counts_head() }}{% endif %}
+<thead><tr><th class="first">{{ place }}</th>{% if totals %}<th>records</th>{% if binary %}<th>{{ x.schema.classes[1] }}</th>{% endif %}{% endif %}
 {% for arm in x.arms %}<th>{{ arm }}</th>{% endfor %}</tr></thead>
 <tbody>
 {% for row in site_rows %}
-<tr><th scope="row">{{ row.name }}</th>{% if totals %}{{ counts(row.counts) }}{% endif %}
+<tr><th scope="row">{{ row.name }}</th>
+{% if totals %}<td>{{ row.counts|sum }}</td>{% if binary %}<td>{{ row.counts[1] }}</td>{% endif %}{% endif %}
 {% for auc in row.auc %}{{ estimate(auc) }}{% endfor %}</tr>
 {% endfor %}
 {% if totals %}
-<tr class="sum"><th scope="row">all records</th><td></td><td></td>
+<tr class="sum"><th scope="row" colspan="{{ 3 if binary else 2 }}">all records</th>
 {% for pooled, _ in pooled_and_within %}{{ estimate(pooled) }}{% endfor %}</tr>
-<tr><th scope="row">pairs within a {{ place }}</th><td></td><td></td>
+<tr><th scope="row" colspan="{{ 3 if binary else 2 }}">pairs within a {{ place }}</th>
 {% for _, within in pooled_and_within %}{{ estimate(within) }}{% endfor %}</tr>
 {% endif %}
 </tbody></table></div>
@@ -158,17 +162,15 @@ below “all records”, part of the AUC comes from {{ place }}s that differ in 
 <h2>{{ "Records" if x.synthetic else "Patients" }}</h2>
 <div class="scroll"><table>
 <caption>Training + test records by {{ x.attribute }} and class (seed {{ x.shown_seed }}).</caption>
-<thead><tr><th class="first" rowspan="2">{{ place }}</th>
-{% for group in groups %}<th colspan="{{ x.schema.classes|length }}">{{ group }}</th>{% endfor %}
-<th rowspan="2">all</th></tr>
-<tr>{% for _ in groups %}{% for name in x.schema.classes %}<th>{{ name }}</th>{% endfor %}{% endfor %}</tr>
-</thead>
+<thead><tr><th class="first">{{ place }}</th><th class="first">{{ x.attribute }}</th>
+{% for name in x.schema.classes %}<th>{{ name }}</th>{% endfor %}<th>all</th></tr></thead>
 <tbody>
-{% for row in patient_rows %}
-<tr><th scope="row">{{ row.site }}</th>
-{% for train, test in row.cells %}<td>{{ train }} + {{ test }}</td>{% endfor %}
-<td>{{ row.total[0] }} + {{ row.total[1] }}</td></tr>
-{% endfor %}
+{% for row in patient_rows %}{% for group in groups %}{% set g = loop.index0 %}
+<tr{% if not loop.last %} class="inner"{% endif %}><th scope="row">{{ row.site if loop.first }}</th>
+<th scope="row">{{ group }}</th>
+{% for train in row.train[g] %}<td>{{ train }} + {{ row.test[g][loop.index0] }}</td>{% endfor %}
+<td>{{ row.train[g]|sum }} + {{ row.test[g]|sum }}</td></tr>
+{% endfor %}{% endfor %}
 </tbody></table></div>
 <div class="scroll"><table>
 <caption>Records that have each modality, of all records of the {{ place }}.</caption>

@@ -6,9 +6,11 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
+from numpy.typing import NDArray
 
 from fedfair import wire
 from fedfair.config import Config, parse_json
@@ -91,16 +93,21 @@ def _answer(message: Message, context: Context, work: Work) -> Message:
     arrays = work(run.site(name), run.bench)
     content = RecordDict(
         {
-            "arrays": ArrayRecord({key: Array(value) for key, value in arrays.items()}),
+            "arrays": ArrayRecord({key: _wrap(value) for key, value in arrays.items()}),
             "site": ConfigRecord({"name": name}),
         }
     )
     return Message(content, reply_to=message)
 
 
+def _wrap(value: NDArray[np.generic]) -> Array:
+    return Array(value.dtype.name, value.shape, "numpy.ndarray", wire.to_bytes(value))
+
+
 def _download(message: Message) -> wire.Download:
     record = message.content.array_records["arrays"]
-    return wire.unpack_download({key: value.numpy() for key, value in record.items()})
+    arrays = {key: wire.from_bytes(value.data, value.dtype, value.shape) for key, value in record.items()}
+    return wire.unpack_download(arrays)
 
 
 def _site_name(context: Context, sites: Sequence[str]) -> str:

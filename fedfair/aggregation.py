@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 
 from fedfair.coefficients import Coefficients
 from fedfair.errors import InconsistentUpdates
-from fedfair.gradients import Path, RowPlan, Scales, path_scale
 from fedfair.local import SiteUpdate, block_records
+from fedfair.paths import Path, Scales, path_scale
 from fedfair.signals import Signals
 
 Vector = NDArray[np.floating]
+PIECE = 1 << 16
 
 
 def pool(updates: Sequence[SiteUpdate]) -> tuple[Signals, Signals]:
@@ -80,9 +81,8 @@ def combine(
     model: Mapping[str, Vector],
     updates: Sequence[SiteUpdate],
     coefficients: Coefficients,
-    plan: RowPlan,
+    paths: Sequence[Path],
     modalities: tuple[str, ...],
-    terms: bool,
     learning_rate: float = 1.0,
     velocity: dict[str, Vector] | None = None,
     momentum: float = 0.0,
@@ -97,12 +97,10 @@ def combine(
         Checked updates, in a fixed order.
     coefficients : Coefficients
         K; it multiplies grouped rows only, the others were weighted at the site.
-    plan : RowPlan
-        The plan that the sites followed.
+    paths : Sequence[Path]
+        What the sites sent, as `RowPlan.paths` gives it.
     modalities : tuple[str, ...]
         M names.
-    terms : bool
-        Whether the sites trained with extra loss terms.
     learning_rate, momentum : float
         Of the server.
     velocity : dict[str, Vector] | None
@@ -117,7 +115,7 @@ def combine(
         for block, value in model.items():
             velocity[block] = velocity.get(block, np.zeros_like(value)) * momentum
         target, rate = velocity, 1.0
-    for path in plan.paths(modalities, coefficients.live, terms):
+    for path in paths:
         records = block_records(train, modalities, path.block)
         scale = path_scale(path, scales, modalities)
         for update in updates:
@@ -129,7 +127,8 @@ def combine(
 
 
 def _add_rows(out: Vector, rows: Vector, factors: list[float]) -> None:
-    # torch's add with alpha is one fused pass over memory; NumPy would need a temporary.
-    target = torch.from_numpy(out)
-    for row, factor in zip(torch.from_numpy(rows), factors, strict=True):
-        target.add_(row, alpha=factor)
+    # Piece by piece: the temporary product stays in the cache, where one of the whole would double the time.
+    for start in range(0, len(out), PIECE):
+        target = out[start : start + PIECE]
+        for row, factor in zip(rows[:, start : start + PIECE], factors, strict=True):
+            target += row * factor

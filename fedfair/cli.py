@@ -131,7 +131,8 @@ def _find_apps() -> None:
             sys.path.insert(0, str(root))
             return
     raise RunError(
-        f"`fedfair simulate` must run in a checkout of fedfair (server/, client/, simulations/), got {Path.cwd()}"
+        f"`fedfair simulate` must run in a checkout of fedfair (server/, client/, simulations/), "
+        f"got {Path.cwd()}"
     )
 
 

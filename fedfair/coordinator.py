@@ -20,6 +20,7 @@ from fedfair.data.schema import Schema
 from fedfair.errors import ConfigError, DataError, RunError, nearest
 from fedfair.local import SiteUpdate
 from fedfair.modulation import Modulation
+from fedfair.paths import Path
 from fedfair.plan import row_plan
 from fedfair.signals import Signals
 from fedfair.wire import Download, Survey
@@ -127,16 +128,16 @@ class Coordinator:
             If the new model is not finite; the last checkpoint holds the one before.
         """
         ordered = sorted(updates, key=lambda update: update.site)
-        self._check(ordered)
+        paths = self.plan.paths(self.modalities, self.coefficients.live, bool(self.terms))
+        self._check(ordered, paths)
         train, test = pool(ordered)
         modulation = self._fresh or self.config.method.modulate(train, self.memory)
         combine(
             self.model,
             ordered,
             modulation.coefficients,
-            self.plan,
+            paths,
             self.modalities,
-            bool(self.terms),
             self.config.server.learning_rate,
             self.velocity,
             self.config.server.momentum,
@@ -156,8 +157,7 @@ class Coordinator:
         self._fresh = None
         return Committed(train, test, {u.site: u.test for u in ordered}, modulation, applied)
 
-    def _check(self, updates: Sequence[SiteUpdate]) -> None:
-        paths = self.plan.paths(self.modalities, self.coefficients.live, bool(self.terms))
+    def _check(self, updates: Sequence[SiteUpdate], paths: Sequence[Path]) -> None:
         lengths = {name: len(value) for name, value in self.model.items()}
         groups = len(self.schema.attributes[self.config.data.attribute])
         for update in updates:

@@ -6,7 +6,7 @@ from fedfair.blocks import block_names
 from fedfair.config import Config
 from fedfair.data.schema import Schema
 from fedfair.errors import ConfigError, nearest
-from fedfair.gradients import RowPlan
+from fedfair.paths import RowPlan
 
 
 def row_plan(config: Config, schema: Schema) -> RowPlan:

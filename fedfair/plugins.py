@@ -34,7 +34,8 @@ def import_factory(key: str, target: str) -> Callable[..., object]:
     factory = getattr(module, attribute, None)
     if not callable(factory):
         raise ConfigError(
-            f"`{key}` must name a function of {module_name}, got {attribute!r}{nearest(attribute, vars(module))}"
+            f"`{key}` must name a function of {module_name}, got {attribute!r}"
+            f"{nearest(attribute, vars(module))}"
         )
     found: Callable[..., object] = factory
     return found

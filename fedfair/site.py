@@ -5,7 +5,8 @@ Its records are split, standardised with pooled moments and held here; only sums
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 
 import numpy as np
@@ -26,9 +27,10 @@ from fedfair.data.encode import (
 from fedfair.data.schema import Schema, SiteRecords
 from fedfair.data.split import train_test_split
 from fedfair.errors import DataError
-from fedfair.gradients import Scales
-from fedfair.local import LocalTraining, SiteUpdate, measure, train
+from fedfair.local import LocalTraining, SiteUpdate, train
+from fedfair.measure import measure
 from fedfair.models import MultimodalModel, build_model
+from fedfair.paths import Scales
 from fedfair.plan import row_plan
 from fedfair.seeding import derive_seed, torch_generator
 from fedfair.signals import Signals, bin_logits
@@ -53,7 +55,13 @@ class Workbench:
 
     def load(self, model: Mapping[str, NDArray[np.floating]]) -> None:
         """Put downloaded block vectors into the model."""
-        self.blocks.load({name: torch.as_tensor(value).to(self.kind) for name, value in model.items()})
+        # A copy, since what comes off the wire cannot be written to.
+        self.blocks.load(
+            {
+                name: torch.tensor(value, dtype=self.kind.dtype, device=self.device)
+                for name, value in model.items()
+            }
+        )
 
 
 class Site:
@@ -124,10 +132,7 @@ class Site:
         if download.terms:
             logits = torch.as_tensor(bin_logits(self.config.report.bins)).to(bench.kind)
             terms = PreparedTerms.build(download.terms, logits)
-        # Dropout knows only the global generator; it is seeded here and put back afterwards.
-        devices = [bench.device] if bench.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(derive_seed(self.config.seed, *labels, "dropout"))
+        with _dropout_seeded(bench.device, derive_seed(self.config.seed, *labels, "dropout")):
             rows = train(
                 bench.model,
                 bench.blocks,
@@ -187,6 +192,18 @@ class Site:
         flat = cells(records, self.schema) * shape[1] + records.labels
         counts = [np.bincount(flat[head], minlength=shape[0] * shape[1]).reshape(shape) for head in heads]
         return np.stack(counts).astype(np.float64)
+
+
+@contextlib.contextmanager
+def _dropout_seeded(device: torch.device, seed: int) -> Iterator[None]:
+    """Seed the global generator, the only one dropout knows, and put it back afterwards."""
+    on_gpu = device.type == "cuda"
+    # On a CPU torch.manual_seed would also queue the seed, with a formatted stack, for each kind of
+    # accelerator that is not there: a tenth of a small site's round.
+    seed_all = torch.manual_seed if on_gpu else torch.default_generator.manual_seed
+    with torch.random.fork_rng(devices=[device] if on_gpu else []):
+        seed_all(seed)
+        yield
 
 
 def choose_device(name: str) -> torch.device:

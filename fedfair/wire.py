@@ -6,8 +6,11 @@ drift apart. Names are ``part/field``; a dictionary is sorted into a message by 
 
 from __future__ import annotations
 
+import io
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +22,7 @@ from fedfair.local import SiteUpdate
 from fedfair.signals import Signals
 
 Arrays = dict[str, NDArray[np.generic]]
+DTYPES = ("float32", "float64")
 Floats = NDArray[np.float64]
 
 
@@ -59,6 +63,45 @@ class Survey:
     features: FeatureSums
     train_counts: Floats
     test_counts: Floats
+
+
+def to_bytes(array: NDArray[np.generic]) -> bytes:
+    """Return an array of floats in NumPy's file format, as `np.save` writes it."""
+    return _header(array.dtype.name, array.shape) + array.tobytes()
+
+
+def from_bytes(data: bytes, dtype: str, shape: tuple[int, ...]) -> NDArray[np.floating]:
+    """Return the array that `to_bytes` wrote; read-only, since it shares the memory of `data`.
+
+    Parameters
+    ----------
+    data : bytes
+        What `to_bytes` returned. Nothing of it is parsed: it must be of the dtype and shape given.
+    dtype : str
+        ``float32`` or ``float64``.
+    shape : tuple[int, ...]
+        The array's shape.
+
+    Raises
+    ------
+    InconsistentUpdates
+        If `data` is anything else.
+    """
+    if dtype in DTYPES and data.startswith(header := _header(dtype, shape)):
+        if len(data) == len(header) + math.prod(shape) * np.dtype(dtype).itemsize:
+            return np.frombuffer(data, dtype, offset=len(header)).reshape(shape)
+    raise InconsistentUpdates(
+        f"an array must be in NumPy's file format, of {DTYPES}, got {len(data)} bytes for {dtype} {shape}"
+    )
+
+
+# A run sends few shapes, and sends them often.
+@lru_cache(maxsize=256)
+def _header(dtype: str, shape: tuple[int, ...]) -> bytes:
+    file = io.BytesIO()
+    layout = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, layout)
+    return file.getvalue()
 
 
 def pack_download(download: Download) -> Arrays:
@@ -170,4 +213,4 @@ def _part(arrays: Mapping[str, NDArray[np.generic]], prefix: str) -> dict[str, N
 def _get(arrays: Mapping[str, NDArray[np.generic]], name: str) -> Floats:
     if name not in arrays:
         raise InconsistentUpdates(f"a message must hold `{name}`, got {sorted(arrays)}")
-    return np.asarray(arrays[name], dtype=np.float64)
+    return np.array(arrays[name], dtype=np.float64)

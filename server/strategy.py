@@ -145,7 +145,12 @@ class ModulatedAggregation(Strategy):
 
     def _content(self) -> RecordDict:
         arrays = wire.pack_download(self.coordinator.download())
-        wrapped = ArrayRecord({name: Array(value) for name, value in arrays.items()})
+        wrapped = ArrayRecord(
+            {
+                name: Array(value.dtype.name, value.shape, "numpy.ndarray", wire.to_bytes(value))
+                for name, value in arrays.items()
+            }
+        )
         return RecordDict({"arrays": wrapped, "run": self._run_record(self.coordinator.round + 1)})
 
     def _run_record(self, number: int) -> ConfigRecord:
@@ -178,7 +183,7 @@ class ModulatedAggregation(Strategy):
                 continue
             site = str(reply.content.config_records["site"]["name"])
             record = reply.content.array_records["arrays"]
-            received[site] = {name: array.numpy() for name, array in record.items()}
+            received[site] = {n: wire.from_bytes(a.data, a.dtype, a.shape) for n, a in record.items()}
         if len(received) < self.config.server.min_sites:
             why = next(iter(self._failed.values()), "no answer before `server.round_timeout`")
             raise RunError(

@@ -29,11 +29,12 @@ LAYERS = (
     {"signals"},
     {"metrics", "assessment", "bootstrap"},
     {"modulation"},
-    {"models", "blocks", "terms", "gradients", "local", "aggregation", "wire"},
+    {"models", "blocks", "paths", "terms", "gradients", "measure", "local", "aggregation", "wire"},
     {"config"},
     {"plan", "site", "coordinator"},
     {"checkpoint", "record", "report"},
     {"cli"},
+    {"__main__"},
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 
@@ -44,7 +45,7 @@ NOT_IN = {
 }
 MAY_IMPORT_ALL = {"fedfair.cli"}  # starts the experiments
 OPTIONAL = ("flwr", "ray", "grpc", "opacus", "matplotlib", "server", "client", "simulations")
-MAY_NEED_OPTIONAL = MAY_IMPORT_ALL | {"fedfair.report._figures"}  # draws
+MAY_NEED_OPTIONAL = MAY_IMPORT_ALL | {"fedfair.__main__"} | {"fedfair.report._figures"}  # draws
 
 FORBIDDEN_WORDS = re.compile(r"debias|unbiased|guarantee\w*\s+(?:\w+\s+)?fairness", re.IGNORECASE)
 

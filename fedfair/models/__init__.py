@@ -54,7 +54,8 @@ def build_model(name: str, schema: Schema, options: Mapping[str, object], seed: 
         factory = import_factory("model.name", name)
     else:
         raise ConfigError(
-            f"`model.name` must be one of {sorted(MODELS)} or module:factory, got {name!r}{nearest(name, MODELS)}"
+            f"`model.name` must be one of {sorted(MODELS)} or module:factory, got {name!r}"
+            f"{nearest(name, MODELS)}"
         )
     # The only place where torch's global generator is used: module initialisers know no other.
     with torch.random.fork_rng(devices=[]):

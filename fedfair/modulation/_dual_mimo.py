@@ -99,15 +99,13 @@ def relative_losses(signals: Signals) -> Array:
 
 
 def shrink(relative: Array, counts: Array, kappa: float) -> Array:
-    """Return r [H, G] moved to its share-weighted mean by kappa / (n + kappa).
-
-    Groups that are not estimable take the mean; a head with none of them keeps NaN.
-    """
+    """Return r [H, G] moved to its share-weighted mean by kappa / (n + kappa); NaN stays NaN."""
     known = np.isfinite(relative)
     share = shares(np.where(known, counts, 0.0))
-    mean = np.where(known.any(-1), (share * np.where(known, relative, 0.0)).sum(-1), np.nan)[:, None]
+    mean = (share * np.where(known, relative, 0.0)).sum(-1, keepdims=True)
     trust = np.divide(counts, counts + kappa, out=np.zeros_like(counts), where=counts > 0)
-    return np.where(known, mean + trust * (relative - mean), mean)
+    shrunk: Array = mean + trust * (relative - mean)
+    return shrunk
 
 
 def tilt_ratio(relative: Array, prior: Array, mu: float) -> Array:

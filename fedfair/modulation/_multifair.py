@@ -113,18 +113,21 @@ class MultiFair:
         """Return B_m f_mg for the encoders, and the loss terms of the next training."""
         unimodal = signals.histograms[1:]
         by_head = unimodal.sum(1)
+        auc, group_auc = macro_auc(by_head), macro_auc(unimodal, self.group_min)
         state = {
             "rounds": memory.get("rounds", np.zeros(1)) + 1,
-            "auc": self._average(memory.get("auc"), macro_auc(by_head)),
-            "group_auc": self._average(memory.get("group_auc"), macro_auc(unimodal, self.group_min)),
+            "auc": self._average(memory.get("auc"), auc),
+            "group_auc": self._average(memory.get("group_auc"), group_auc),
         }
-        balance = self._balance(state["auc"], memory.get("auc"), _error(by_head))
+        # Only a head that is scored in both rounds has progressed; NaN otherwise.
+        change = np.where(np.isfinite(auc), state["auc"] - memory.get("auc", np.nan), np.nan)
+        balance = self._balance(change, _error(by_head))
         group = self._group_factors(state["group_auc"], _error(unimodal), signals.counts[1:].sum(-1))
         diagnostics = {**state, "balance": balance, "group_factors": group}
         neutral = Coefficients.neutral(len(balance), signals.num_groups)
         if state["rounds"][0] <= self.warmup:
             return Modulation(neutral, memory=state, diagnostics=diagnostics)
-        terms, cosines = self._terms(signals, balance)
+        terms, cosines = self._terms(signals, balance, np.isfinite(group_auc))
         fused = np.concatenate([neutral.fused[:1], balance[:, None] * group])
         return Modulation(
             Coefficients(fused, neutral.unimodal),
@@ -140,20 +143,21 @@ class MultiFair:
         blended = self.decay * before + (1 - self.decay) * now
         return np.where(np.isnan(now), before, np.where(np.isnan(before), now, blended))
 
-    def _balance(self, auc: Array, before: Array | None, error: Array) -> Array:
-        count = int(np.isfinite(auc).sum())
-        if before is None or count < 2:
-            return np.ones_like(auc)
-        change = np.nan_to_num(auc - before)
+    def _balance(self, change: Array, error: Array) -> Array:
+        known = np.isfinite(change)
+        count = int(known.sum())
+        if count < 2:
+            return np.ones_like(change)
+        change = np.where(known, change, 0.0)
         progress = {"positive": np.maximum(change, 0.0), "absolute": np.abs(change), "signed": change}
         rate = progress[self.progress]
         total = rate.sum()
         # The averaged change has a share (1 - decay) of the noise of two independent AUCs.
-        noise = (1 - self.decay) * np.sqrt(2.0 * np.nansum(error**2))
+        noise = (1 - self.decay) * np.sqrt(2.0 * (error[known] ** 2).sum())
+        evident = abs(total) > (self.gate * noise if self.gate else 0.0)
         rho = self.rho or count / (count - 1)
-        share = (total - rate) / total if abs(total) > self.gate * noise else (count - 1) / count
-        balance = np.where(np.isfinite(auc), rho * share, 1.0)
-        return np.clip(balance, self.balance_min, self.balance_max)
+        share = (total - rate) / total if evident else (count - 1) / count
+        return np.clip(np.where(known, rho * share, 1.0), self.balance_min, self.balance_max)
 
     def _group_factors(self, auc: Array, error: Array, counts: Array) -> Array:
         known = np.isfinite(auc)
@@ -171,7 +175,9 @@ class MultiFair:
         mixed = (shares(counts) * factors).sum(-1, keepdims=True)
         return np.repeat(np.where(counts.sum(-1, keepdims=True) > 0, mixed, 1.0), auc.shape[1], axis=1)
 
-    def _terms(self, signals: Signals, balance: Array) -> tuple[LossTerms, Array]:
+    def _terms(
+        self, signals: Signals, balance: Array, estimable: NDArray[np.bool_]
+    ) -> tuple[LossTerms, Array]:
         direction, cosines = None, np.full(len(balance), np.nan)
         if signals.head_gradients is not None and self.direction > 0:
             matrix, cosines = direction_matrix(signals.head_gradients, signals.counts.sum((-1, -2)), balance)
@@ -180,7 +186,7 @@ class MultiFair:
         fairness = None
         if self.fairness > 0:
             surrogate = surrogate_auc(signals.histograms[1:], self.temperature).mean(-1)
-            slopes = self.fairness * gap_slopes(surrogate, self.one_sided)
+            slopes = self.fairness * gap_slopes(np.where(estimable, surrogate, np.nan), self.one_sided)
             fairness = FairnessTerm(slopes, signals.histograms[1:], self.temperature)
         return LossTerms(direction, fairness), cosines
 

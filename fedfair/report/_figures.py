@@ -62,7 +62,8 @@ def _svg(figure: Figure, name: str) -> str:
     with mpl.rc_context({"svg.hashsalt": name}):
         figure.savefig(buffer, format="svg", metadata=nothing, dpi=200)
     text = buffer.getvalue()
-    element = text[text.index("<svg") :]
+    # Names of groups repeat between figures, where ids must not, and nothing refers to them.
+    element = re.sub(r'<g id="[^"]*"', "<g", text[text.index("<svg") :])
     return re.sub(r' (?:width|height)="[\d.]+pt"', "", element, count=2)
 
 
@@ -76,10 +77,10 @@ def curves(experiment: Experiment) -> str:
             runs = [run for run in experiment.runs.values() if run.arm == arm and run.records]
             if runs:
                 _curve(axes, *_over_rounds(runs, key), arm, colour, arm == experiment.baseline)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     for axes in figure.axes[2:]:
         axes.set_xlabel("round")
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=4)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=6)
     return _svg(figure, "curves")
 
 
@@ -108,7 +109,7 @@ def coefficients(experiment: Experiment, arm: str) -> str | None:
     Rows are blocks by group, colour is log2 of the coefficient (geometric mean over seeds): white
     is 1, which is federated averaging.
     """
-    rounds, values = _coefficients(experiment, arm)
+    rounds, values = mean_coefficients(experiment, arm)
     if not rounds.size or np.allclose(values, 1.0):
         return None
     labels, groups = _block_labels(experiment), experiment.attributes[experiment.attribute]
@@ -128,14 +129,14 @@ def coefficients(experiment: Experiment, arm: str) -> str | None:
     axes.set_yticks(range(len(values)), [f"{block} · {group}" for block in labels for group in groups])
     axes.hlines(np.arange(1, len(labels)) * len(groups) - 0.5, *axes.get_xlim(), color="#5f6368", lw=0.6)
     axes.set_xlabel("round")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     ticks = {np.log2(k): label for label, k in COEFFICIENT_TICKS.items() if abs(np.log2(k)) <= limit}
     bar = figure.colorbar(image, ax=axes, ticks=list(ticks), pad=0.01, aspect=30)
     bar.ax.set_yticklabels(list(ticks.values()))
     return _svg(figure, f"coefficients-{arm}")
 
 
-def _coefficients(experiment: Experiment, arm: str) -> tuple[Array, Array]:
+def mean_coefficients(experiment: Experiment, arm: str) -> tuple[Array, Array]:
     """Return the rounds [R] that every run with records has, and the coefficients [(2M + 1) G, R]."""
     runs = [
         {r["round"]: r["coefficients"] for r in run.records if r["coefficients"]}
@@ -177,7 +178,7 @@ def unimodal(experiment: Experiment) -> str | None:
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.grid(visible=False, axis="y")
     axes.set_xlabel("AUC on the test records that have the modality")
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=4)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=6)
     return _svg(figure, "unimodal")
 
 

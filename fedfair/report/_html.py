@@ -45,7 +45,12 @@ def render(experiment: Experiment) -> str:
         undefined=StrictUndefined,
         trim_blocks=True,
     )
-    environment.filters |= {"number": number_text, "signed": signed_text, "percent": percent_text}
+    environment.filters |= {
+        "number": number_text,
+        "signed": signed_text,
+        "percent": percent_text,
+        "moment": moment_text,
+    }
     return environment.get_template("page").render(_context(experiment)).strip() + "\n"
 
 
@@ -69,6 +74,7 @@ def _context(experiment: Experiment) -> dict[str, Any]:
         "differences": compared,
         "verdicts": verdicts(experiment, compared),
         "group_tables": _tables.group_tables(experiment),
+        "count_heads": _tables.count_heads(experiment),
         "site_rows": _tables.site_rows(experiment),
         "pooled_and_within": _tables.pooled_and_within(experiment),
         "patient_rows": patients,
@@ -108,13 +114,18 @@ def number_text(value: float) -> str:
 
 
 def signed_text(value: float) -> str:
-    """Return three decimals with a sign; minus as a reader expects it, not a hyphen."""
-    return "n.e." if math.isnan(value) else f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")
+    """Return three decimals with a sign, no negative zero, and a minus rather than a hyphen."""
+    return "n.e." if math.isnan(value) else f"{value:+z.3f}".replace("-", "\N{MINUS SIGN}")
 
 
 def percent_text(part: int, whole: int) -> str:
     """Return a share as a whole percentage, or n.e. of nothing."""
     return f"{part / whole:.0%}" if whole else "n.e."
+
+
+def moment_text(moment: str | None) -> str:
+    """Return an ISO date and time as people write it, or that there is none yet."""
+    return moment.replace("T", " ").replace("+00:00", " UTC") if moment else "not finished"
 
 
 def comparison_table(folder: Path) -> str:
@@ -134,7 +145,7 @@ def comparison_table(folder: Path) -> str:
     for arm, row in headline(experiment).items():
         rows.append([arm, *(_cell(row[m.key], ".3f") for m in METRICS), str(row["auc"].seeds)])
     for arm, changes in compared.items():
-        cells = [_cell(changes[m.key].estimate, "+.3f") for m in METRICS]
+        cells = [_cell(changes[m.key].estimate, "+z.3f") for m in METRICS]
         rows.append([f"{arm} - {experiment.baseline}", *cells, str(changes["auc"].estimate.seeds)])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]

@@ -23,11 +23,11 @@ table { border-collapse: collapse; min-width: 60%; margin: 10px 0 18px; font-siz
   font-variant-numeric: tabular-nums; }
 caption { text-align: left; padding-bottom: 6px; }
 th, td { padding: 7px 0 7px 22px; text-align: right; vertical-align: baseline; white-space: nowrap; }
-th { font-weight: 600; white-space: normal; } thead th { border-bottom: 1.5px solid var(--ink); vertical-align: bottom; }
-th[scope=row], th.first { text-align: left; }
-tr > :first-child { padding-left: 0; } 
+th { font-weight: 600; white-space: normal; }
+thead th { border-bottom: 1.5px solid var(--ink); vertical-align: bottom; }
+th[scope=row], th.first { text-align: left; } tr > :first-child { padding-left: 0; }
 tbody tr { border-bottom: 1px solid var(--line); } tbody tr.inner { border-bottom-color: #eaeef2; }
-tr.sum { border-top: 1.5px solid var(--ink); }
+tr.sum { border-top: 2px solid var(--ink); }
 td small, th small { display: block; color: var(--muted); font-size: 13px; font-weight: 400; }
 td.none { color: var(--muted); }
 table.stretch { width: 100%; }

@@ -45,7 +45,7 @@ class GroupTable:
 
 @dataclass(frozen=True)
 class SiteRow:
-    """One site: its test records per class, and each arm's AUC there, in the order of the arms."""
+    """One site: `count_heads` of its test records, and each arm's AUC there, in the order of the arms."""
 
     name: str
     counts: Sequence[int]
@@ -103,17 +103,30 @@ def _group_column(
     return [GroupCell(arm, Estimate(group.auc, i.low, i.high, 1), group) for group, i in found]
 
 
+def count_heads(experiment: Experiment) -> list[str]:
+    """Return the heads of the counts of a site: records, and positives where there are two classes."""
+    if not experiment.evaluations:
+        return []
+    classes = experiment.schema["classes"]
+    return ["records", classes[1]] if len(classes) == 2 else ["records"]
+
+
 def site_rows(experiment: Experiment) -> list[SiteRow]:
     """Return a row per site: test records of the shown seed, AUC as the mean over seeds."""
     some = next(iter(experiment.evaluations.values()), None)
     return [
         SiteRow(
             site,
-            _whole(some.counts[k, 0].sum(0)) if some else [],
+            _site_counts(some.counts[k, 0].sum(0)) if some else [],
             [_site_auc(experiment, arm, k, site) for arm in experiment.arms],
         )
         for k, site in enumerate(experiment.schema["sites"])
     ]
+
+
+def _site_counts(by_class: Array) -> list[int]:
+    counts = _whole(by_class)
+    return [sum(counts), counts[1]] if len(counts) == 2 else [sum(counts)]
 
 
 def _site_auc(experiment: Experiment, arm: str, index: int, site: str) -> Estimate:
@@ -137,7 +150,7 @@ def _pooled_and_within(experiment: Experiment, arm: str) -> tuple[Estimate, Esti
     by_site = [e.histograms[:, 0].sum(1) for e in evaluations]
     return (
         level_over_seeds([float(macro_auc(h.sum(0))) for h in by_site]),
-        level_over_seeds([float(within_site_auc(h).mean()) for h in by_site]),
+        level_over_seeds([float(macro_auc(h.sum(0)).mean()) for h in by_site]),
     )
 
 

@@ -28,7 +28,7 @@ Only runs that reached round {{ x.rounds }} are compared.
 {% endif %}
 {% if gaps %}<ul>{% for gap in gaps %}<li>{{ gap }}</li>{% endfor %}</ul>{% endif %}</div>
 {% endif %}
-<div class="over">fedfair report · {{ x.created }}</div>
+<div class="over">fedfair report · {{ x.created|moment }}</div>
 <h1>{{ x.name }}</h1>
 <p>{{ x.arms|length }} method{{ "s were" if x.arms|length > 1 else " was" }} trained across
 {{ x.schema.sites|length }} {{ "simulated sites" if x.synthetic else "hospitals" }}
@@ -64,8 +64,7 @@ is none. {{ metrics|length }} metrics are looked at, and one interval in twenty 
 </div>
 
 <h2>Main results</h2>
-<div class="scroll"><table class="stretch">
-<caption>
+<div class="scroll"><table class="stretch"><caption>
 {% if many %}
 Mean over seeds, with the 95% t interval over seeds below.
 {% if 1 in seed_counts %}A method with one seed has its bootstrap interval over test records.{% endif %}
@@ -140,18 +139,17 @@ n.e.: not estimable, see Limits.</p>
 <caption>AUC of the one global model on each {{ place }}'s test records, with the 95%
 {{ "t interval over seeds" if many else "bootstrap interval" }} below.
 {% if totals %}Counts are those of seed {{ x.shown_seed }}.{% endif %}</caption>
-<thead><tr><th class="first">{{ place }}</th>{% if totals %}<th>records</th>{% if binary %}<th>{{ x.schema.classes[1] }}</th>{% endif %}{% endif %}
-{% for arm in x.arms %}<th>{{ arm }}</th>{% endfor %}</tr></thead>
+<thead><tr><th class="first">{{ place }}</th>
+{% for head in count_heads + x.arms %}<th>{{ head }}</th>{% endfor %}</tr></thead>
 <tbody>
 {% for row in site_rows %}
-<tr><th scope="row">{{ row.name }}</th>
-{% if totals %}<td>{{ row.counts|sum }}</td>{% if binary %}<td>{{ row.counts[1] }}</td>{% endif %}{% endif %}
+<tr><th scope="row">{{ row.name }}</th>{% for n in row.counts %}<td>{{ n }}</td>{% endfor %}
 {% for auc in row.auc %}{{ estimate(auc) }}{% endfor %}</tr>
 {% endfor %}
 {% if totals %}
-<tr class="sum"><th scope="row" colspan="{{ 3 if binary else 2 }}">all records</th>
+<tr class="sum"><th scope="row" colspan="{{ 1 + count_heads|length }}">all records</th>
 {% for pooled, _ in pooled_and_within %}{{ estimate(pooled) }}{% endfor %}</tr>
-<tr><th scope="row" colspan="{{ 3 if binary else 2 }}">pairs within a {{ place }}</th>
+<tr><th scope="row" colspan="{{ 1 + count_heads|length }}">pairs within a {{ place }}</th>
 {% for _, within in pooled_and_within %}{{ estimate(within) }}{% endfor %}</tr>
 {% endif %}
 </tbody></table></div>
@@ -194,8 +192,8 @@ training records, the rest of test records.
 {% endif %}
 {% if coefficients %}
 <h2>Coefficients</h2>
-<p>A coefficient multiplies what one group's records contribute to one part of the model. White is 1: plain
-federated averaging.</p>
+<p>A coefficient multiplies what one group's records contribute to one part of the model; that of a head is
+the weight of the head's own loss. White is 1: plain federated averaging.</p>
 {% for arm, svg, live in coefficients %}
 <h3>{{ arm }}</h3>
 {% call figure(svg, "Coefficients of " ~ arm ~ " by part of the model and group over rounds") %}
@@ -242,8 +240,8 @@ benefit to patients.</li>
 <dt>versions</dt><dd>{% for name, version in x.versions.items() %}{{ name }} {{ version }}
 {{- ", " if not loop.last }}{% endfor %}</dd>
 <dt>code digest</dt><dd>{{ x.code_digest }}</dd>
-<dt>created</dt><dd>{{ x.created }}</dd>
-<dt>finished</dt><dd>{{ x.finished or "not finished" }}</dd>
+<dt>created</dt><dd>{{ x.created|moment }}</dd>
+<dt>finished</dt><dd>{{ x.finished|moment }}</dd>
 </dl>
 <h3>Effective configuration</h3>
 <pre>{{ config }}</pre>

@@ -13,10 +13,11 @@ from fedfair.batch import MultimodalBatch
 from fedfair.blocks import ParameterBlocks
 from fedfair.coefficients import Coefficients, FairnessTerm, LossTerms
 from fedfair.data.schema import ArrayModality, Schema
-from fedfair.gradients import RowPlan, Scales
-from fedfair.local import LocalTraining, SiteUpdate, measure, train
+from fedfair.local import LocalTraining, SiteUpdate, train
+from fedfair.measure import measure
 from fedfair.models import MultimodalModel, build_model
 from fedfair.modulation import Method
+from fedfair.paths import RowPlan, Scales
 from fedfair.signals import bin_logits
 from fedfair.terms import PreparedTerms
 
@@ -133,7 +134,7 @@ def federate(
         for update in updates:
             check_update(update, paths, model.modalities, lengths, GROUPS)
         answer = method.modulate(pool(updates)[0], memory)
-        combine(vectors, updates, answer.coefficients, plan, model.modalities, bool(terms))
+        combine(vectors, updates, answer.coefficients, paths, model.modalities)
         coefficients, terms, memory = answer.coefficients, answer.terms, answer.memory
         blocks.load({name: torch.from_numpy(value) for name, value in vectors.items()})
         history.append(parameters(model))

@@ -1,4 +1,4 @@
-"""What the reference computes from pooled records: losses, binned scores, AUCs and their errors, pairs.
+"""What the reference computes from pooled records: losses, AUCs and their errors, pairs, slopes.
 
 Nothing of fedfair is imported: AUCs come from scikit-learn, their errors from the placements of single
 records, surrogate AUCs from sums over explicit pairs.
@@ -127,3 +127,38 @@ def pairs(
             sides = [(live[own[0]], stored[own[1]]), (stored[own[0]], live[own[1]])]
         values += [torch.sigmoid((u[:, None] - w) / temperature).mean() for u, w in sides]
     return torch.stack(values).sum() / len(list(view.scored(head)))
+
+
+def direction(view: View, balance: Array) -> Tensor:
+    """Return V, the derivative by G of L_gm = (1/M) sum_m (|B_m| - B_m cos(G, G_m)), by autograd."""
+    leaf = view.layers[0].clone().requires_grad_()
+    term = torch.zeros((), dtype=leaf.dtype)
+    for factor, other in zip(balance, view.layers[1:], strict=True):
+        cosine = torch.cosine_similarity(leaf.reshape(-1), other.reshape(-1), dim=0, eps=0.0)
+        term = term + (abs(factor) - factor * cosine) / len(balance)
+    return torch.autograd.grad(term, leaf)[0]
+
+
+def capped(matrix: Tensor, largest: float) -> Tensor:
+    norm = float((matrix**2).sum().sqrt())
+    return matrix * (largest / norm) if norm > largest else matrix
+
+
+def gap_slopes(method: Any, view: View) -> Tensor:
+    """Return the derivative of F_G by each surrogate AUC [M, G], by autograd."""
+    slopes = torch.zeros(len(view.heads) - 1, view.num_groups, dtype=torch.float64)
+    total, leaves = torch.zeros((), dtype=torch.float64), {}
+    known = {
+        h: [g for g in view.all_groups if not np.isnan(macro(view, h, g, method.group_min)[0])]
+        for h in view.heads[1:]
+    }
+    estimable = [h for h, groups in known.items() if groups]
+    for h in estimable:
+        values = torch.stack([pairs(view, h, g, method.temperature) for g in known[h]])
+        leaves[h] = values.detach().requires_grad_()
+        mean = leaves[h].mean()
+        gap = torch.relu(mean.detach() - leaves[h]) if method.one_sided else (leaves[h] - mean).abs()
+        total = total + gap.mean() / len(estimable)
+    for h in estimable:
+        slopes[h - 1, known[h]] = torch.autograd.grad(total, leaves[h], retain_graph=True)[0]
+    return slopes

@@ -2,6 +2,7 @@
 
 Nothing of fedfair is imported. Group weights enter a plain loss, the direction term is a double backward of
 CGGM's equation (3), F_G an autograd over explicit pairs, and tilted risks give their weights by autograd.
+Methods read their parameters from the object under test and nothing else of it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,18 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from tests.oracles.pooled import NAN, Array, View, layer_gradient, look, macro, pairs
+from tests.oracles.pooled import (
+    NAN,
+    Array,
+    View,
+    capped,
+    direction,
+    gap_slopes,
+    layer_gradient,
+    look,
+    macro,
+    pairs,
+)
 
 
 @dataclass(frozen=True)
@@ -77,41 +89,6 @@ def group_factor(method: Any, value: float, mean: float, error: float) -> float:
         return 1.0
     factor = 1 + method.gamma * (mean - value) / method.tau
     return float(min(max(factor, method.group_factor_min), method.group_factor_max))
-
-
-def direction(view: View, balance: Array) -> Tensor:
-    """Return V, the derivative by G of L_gm = (1/M) sum_m (|B_m| - B_m cos(G, G_m)), by autograd."""
-    leaf = view.layers[0].clone().requires_grad_()
-    term = torch.zeros((), dtype=leaf.dtype)
-    for factor, other in zip(balance, view.layers[1:], strict=True):
-        cosine = torch.cosine_similarity(leaf.reshape(-1), other.reshape(-1), dim=0, eps=0.0)
-        term = term + (abs(factor) - factor * cosine) / len(balance)
-    return torch.autograd.grad(term, leaf)[0]
-
-
-def capped(matrix: Tensor, largest: float) -> Tensor:
-    norm = float((matrix**2).sum().sqrt())
-    return matrix * (largest / norm) if norm > largest else matrix
-
-
-def gap_slopes(method: Any, view: View) -> Tensor:
-    """Return the derivative of F_G by each surrogate AUC [M, G], by autograd."""
-    slopes = torch.zeros(len(view.heads) - 1, view.num_groups, dtype=torch.float64)
-    total, leaves = torch.zeros((), dtype=torch.float64), {}
-    known = {
-        h: [g for g in view.all_groups if not np.isnan(macro(view, h, g, method.group_min)[0])]
-        for h in view.heads[1:]
-    }
-    estimable = [h for h, groups in known.items() if groups]
-    for h in estimable:
-        values = torch.stack([pairs(view, h, g, method.temperature) for g in known[h]])
-        leaves[h] = values.detach().requires_grad_()
-        mean = leaves[h].mean()
-        gap = torch.relu(mean.detach() - leaves[h]) if method.one_sided else (leaves[h] - mean).abs()
-        total = total + gap.mean() / len(estimable)
-    for h in estimable:
-        slopes[h - 1, known[h]] = torch.autograd.grad(total, leaves[h], retain_graph=True)[0]
-    return slopes
 
 
 def multifair(view: View, memory: dict[str, Any], method: Any) -> Answer:

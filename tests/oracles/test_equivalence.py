@@ -75,8 +75,35 @@ def test_partition_holds_the_hard_sites() -> None:
     assert len({len(part) for part in parts}) > 1, "sites of unequal size"
 
 
+NEUTRAL: dict[str, Method] = {
+    "mimo": Mimo(penalty=0.0),
+    "dual_mimo": DualMimo(penalty=0.0, mu=np.inf),
+    "multifair": MultiFair(gamma=0.0, direction=0.0, fairness=0.0, gate=1e9),
+    "multifair-clamped": replace(
+        MULTIFAIR, direction=0.0, fairness=0.0, balance_min=1.0, balance_max=1.0, gamma=0.0
+    ),
+    "multifair-warming-up": MultiFair(warmup=ROUNDS),
+}
+
+
+@pytest.mark.parametrize("sites", [1, 5])
+@pytest.mark.parametrize("name", NEUTRAL)
+def test_neutral_limits_are_federated_averaging(name: str, sites: int) -> None:
+    """Encoders and fusion; a head is a probe under FedAvg and rests where the penalty is zero."""
+    parts = partition(cohort(), sites)
+    limit = federate(small_model(), parts, NEUTRAL[name], ROUNDS, RATE)
+    average = federate(small_model(), parts, FedAvg(), ROUNDS, RATE)
+    for history in (limit, average):
+        for state in history:
+            for key in [key for key in state if key.startswith("heads.")]:
+                del state[key]
+    # The same products: a coefficient of one multiplies every row.
+    assert difference(limit, average) < 1e-12
+
+
 def test_every_method_is_compared() -> None:
     assert {method.name for method in VARIANTS.values()} == set(METHODS)
+    assert {method.name for method in NEUTRAL.values()} | {"fedavg"} == set(METHODS)
 
 
 @pytest.mark.parametrize(

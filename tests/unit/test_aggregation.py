@@ -16,8 +16,9 @@ from fedfair.aggregation import check_update, combine, pool
 from fedfair.blocks import ParameterBlocks
 from fedfair.coefficients import Coefficients
 from fedfair.errors import InconsistentUpdates
-from fedfair.gradients import RowPlan
-from fedfair.local import SiteUpdate, measure
+from fedfair.local import SiteUpdate
+from fedfair.measure import measure
+from fedfair.paths import RowPlan
 from tests.oracles.cohort import BINS, GROUPS, WIDTHS, cohort, partition, small_model
 
 MODALITIES = tuple(WIDTHS)
@@ -55,7 +56,7 @@ def combined(
     sites: tuple[SiteUpdate, ...] | list[SiteUpdate], coefficients: Coefficients = K
 ) -> dict[str, np.ndarray]:
     model = zeros()
-    combine(model, sites, coefficients, PLAN, MODALITIES, terms=True)
+    combine(model, sites, coefficients, PATHS, MODALITIES)
     return model
 
 
@@ -116,7 +117,7 @@ def test_a_site_without_the_modality_changes_neither_numerator_nor_denominator()
 def test_a_block_that_no_site_sends_stays() -> None:
     absent = tuple(u for u in updates() if "head/notes:unimodal" not in u.rows)
     model = {name: np.ones(length) for name, length in LENGTHS.items()}
-    combine(model, absent, K, PLAN, MODALITIES, terms=True)
+    combine(model, absent, K, PATHS, MODALITIES)
     assert (model["encoder/notes"] == 1).all()
     assert (model["head/notes"] == 1).all()
     assert (model["fusion"] != 1).any()
@@ -131,7 +132,7 @@ def test_rows_that_were_weighted_at_the_site_get_no_coefficient() -> None:
     results = []
     for coefficients in (K, Coefficients.neutral(3, GROUPS, live=True)):
         model = zeros()
-        combine(model, sites, coefficients, plan, MODALITIES, terms=True)
+        combine(model, sites, coefficients, plan.paths(MODALITIES, live=True, terms=True), MODALITIES)
         results.append(model)
     assert all(np.array_equal(results[0][b], results[1][b]) for b in LENGTHS)
     np.testing.assert_allclose(results[0]["fusion"], 2 / len(cohort()), rtol=1e-12)
@@ -143,7 +144,7 @@ def test_server_momentum_is_that_of_sgd_on_the_negative_mean_update(rate: float,
     parameters = {b: torch.nn.Parameter(torch.zeros(n).double()) for b, n in LENGTHS.items()}
     optimiser = torch.optim.SGD(parameters.values(), rate, momentum)
     for sites in (updates(2), updates(5), updates(2)):
-        combine(model, sites, K, PLAN, MODALITIES, True, rate, velocity, momentum)
+        combine(model, sites, K, PATHS, MODALITIES, rate, velocity, momentum)
         for block, mean in combined(sites).items():
             parameters[block].grad = torch.as_tensor(-mean)
         optimiser.step()
@@ -152,10 +153,20 @@ def test_server_momentum_is_that_of_sgd_on_the_negative_mean_update(rate: float,
         np.testing.assert_allclose(value, parameters[block].detach().numpy(), rtol=0, atol=1e-12)
 
 
+def test_pieces_and_read_only_rows_give_the_same_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = combined(updates())
+    for update in updates():
+        for rows in update.rows.values():
+            rows.flags.writeable = False
+    monkeypatch.setattr("fedfair.aggregation.PIECE", 7)
+    assert min(LENGTHS.values()) > 7
+    assert all(np.array_equal(value, expected[block]) for block, value in combined(updates()).items())
+
+
 def test_float32_models_take_float32_rows() -> None:
     model = {name: value.astype(np.float32) for name, value in zeros().items()}
     sites = [replace(u, rows={k: v.astype(np.float32) for k, v in u.rows.items()}) for u in updates()]
-    combine(model, sites, K, PLAN, MODALITIES, terms=True)
+    combine(model, sites, K, PATHS, MODALITIES)
     for block, value in combined(updates()).items():
         assert model[block].dtype == np.float32
         # 45 float32 summands of order 0.1: 45 * 0.1 * 6e-8.

@@ -12,9 +12,9 @@ from fedfair.batch import MultimodalBatch
 from fedfair.blocks import ParameterBlocks, block_names, encoder_block, head_block
 from fedfair.coefficients import Coefficients
 from fedfair.errors import ShapeError
-from fedfair.gradients import RowPlan, Scales
 from fedfair.local import LocalTraining, train
 from fedfair.models import ConcatFusion, Head, MultimodalModel
+from fedfair.paths import RowPlan, Scales
 from tests.oracles.cohort import WIDTHS, cohort, small_model
 
 NAMES = (

@@ -16,8 +16,9 @@ from torch.nn.functional import cross_entropy
 from fedfair.batch import MultimodalBatch
 from fedfair.blocks import FUSION, ParameterBlocks, encoder_block, head_block
 from fedfair.coefficients import Coefficients, LossTerms
-from fedfair.gradients import Path, RowPlan, Scales, path_gradients, path_scale, weighted_gradients
+from fedfair.gradients import path_gradients, weighted_gradients
 from fedfair.models import MultimodalModel
+from fedfair.paths import Path, RowPlan, Scales, path_scale
 from tests.oracles.cohort import GROUPS, WIDTHS, cohort, extra_terms, prepared, small_model
 
 TOLERANCE = 1e-12
@@ -225,33 +226,21 @@ def test_live_losses_reach_the_encoders_and_probes_do_not(block: str) -> None:
         assert torch.equal(pair[0][FUSION], pair[1][FUSION])
 
 
+GROUPED_KEYS = [*(f"{b}:fused" for b in (FUSION, *ENCODERS)), *(f"{b}:unimodal" for b in HEADS)]
+SOME_KEYS = [
+    *("fusion:fused", "fusion:terms"),
+    *("encoder/ecg:fused", "encoder/ecg:unimodal", "encoder/ecg:terms"),
+    *("encoder/lab:all", "encoder/notes:all", "head/ecg:all", "head/lab:unimodal", "head/notes:all"),
+]
+
+
 @pytest.mark.parametrize(
     ("plan", "live", "terms", "keys"),
     [
         (RowPlan(), True, True, [f"{block}:all" for block in BLOCKS]),
-        (
-            RowPlan(ALL),
-            True,
-            False,
-            [*(f"{b}:fused" for b in (FUSION, *ENCODERS)), *(f"{b}:unimodal" for b in HEADS)],
-        ),
-        (
-            RowPlan(frozenset({FUSION, "encoder/ecg", "head/lab"}), True),
-            True,
-            True,
-            [
-                *("fusion:fused", "fusion:terms"),
-                *("encoder/ecg:fused", "encoder/ecg:unimodal", "encoder/ecg:terms"),
-                *("encoder/lab:all", "encoder/notes:all"),
-                *("head/ecg:all", "head/lab:unimodal", "head/notes:all"),
-            ],
-        ),
-        (
-            RowPlan(ALL, True),
-            False,
-            False,
-            [*(f"{b}:fused" for b in (FUSION, *ENCODERS)), *(f"{b}:unimodal" for b in HEADS)],
-        ),
+        (RowPlan(ALL), True, False, GROUPED_KEYS),
+        (RowPlan(ALL, True), False, False, GROUPED_KEYS),
+        (RowPlan(frozenset({FUSION, "encoder/ecg", "head/lab"}), True), True, True, SOME_KEYS),
     ],
 )
 def test_plan_lists_what_is_sent(plan: RowPlan, live: bool, terms: bool, keys: list[str]) -> None:

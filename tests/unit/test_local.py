@@ -18,9 +18,10 @@ from fedfair.batch import MultimodalBatch
 from fedfair.blocks import FUSION, ParameterBlocks, encoder_block, head_block
 from fedfair.coefficients import Coefficients, LossTerms
 from fedfair.errors import InconsistentUpdates, ShapeError
-from fedfair.gradients import RowPlan, Scales
-from fedfair.local import LocalTraining, SiteUpdate, block_records, measure, train
+from fedfair.local import LocalTraining, SiteUpdate, block_records, train
+from fedfair.measure import measure
 from fedfair.models import ConcatFusion, Head, MultimodalModel
+from fedfair.paths import RowPlan, Scales
 from fedfair.seeding import torch_generator
 from tests.oracles.cohort import BINS, GROUPS, WIDTHS, cohort, extra_terms, partition, prepared, small_model
 
@@ -73,7 +74,8 @@ def federated(
 ) -> dict[str, np.ndarray]:
     vectors = {name: v.numpy() for name, v in ParameterBlocks(small_model()).snapshot().items()}
     updates = [site_update(str(k), site, coefficients, plan, settings) for k, site in enumerate(sites)]
-    combine(vectors, updates, coefficients, plan, MODALITIES, terms=False)
+    paths = plan.paths(MODALITIES, coefficients.live, False)
+    combine(vectors, updates, coefficients, paths, MODALITIES)
     return vectors
 
 

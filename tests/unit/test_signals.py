@@ -14,7 +14,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 from fedfair.batch import MultimodalBatch
 from fedfair.errors import InconsistentUpdates, ShapeError
-from fedfair.local import measure
+from fedfair.measure import measure
 from fedfair.metrics import auc
 from fedfair.signals import Signals, head_signals, score_bins
 from tests.oracles.cohort import BINS, GROUPS, cohort, partition, small_model

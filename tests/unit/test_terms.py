@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from fedfair.batch import MultimodalBatch
 from fedfair.coefficients import FairnessTerm, LossTerms
 from fedfair.errors import ShapeError
-from fedfair.local import measure
+from fedfair.measure import measure
 from fedfair.models import MultimodalModel
 from fedfair.modulation._direction import direction_matrix
 from fedfair.modulation._fairness import gap_slopes, surrogate_auc

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
@@ -11,14 +12,17 @@ import pytest
 
 from fedfair.coefficients import Coefficients, LossTerms
 from fedfair.errors import InconsistentUpdates
-from fedfair.local import SiteUpdate, measure
+from fedfair.local import SiteUpdate
+from fedfair.measure import measure
 from fedfair.wire import (
     Download,
     Survey,
+    from_bytes,
     pack_download,
     pack_signals,
     pack_survey,
     pack_update,
+    to_bytes,
     unpack_download,
     unpack_signals,
     unpack_survey,
@@ -67,11 +71,42 @@ def assert_same(one: object, other: object) -> None:
 def over_the_wire(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Return arrays as a transport delivers them: in any order, from bytes, hence read-only."""
     return {
-        name: np.frombuffer(np.ascontiguousarray(arrays[name]).tobytes(), arrays[name].dtype).reshape(
-            arrays[name].shape
-        )
+        name: from_bytes(to_bytes(arrays[name]), arrays[name].dtype.name, arrays[name].shape)
         for name in sorted(arrays, reverse=True)
     }
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(), (0,), (5,), (2, 3, 4)])
+def test_bytes_are_numpy_s_own_file(shape: tuple[int, ...], dtype: type) -> None:
+    array = np.random.default_rng(0).normal(size=shape).astype(dtype)
+    file = io.BytesIO()
+    np.save(file, array)
+    assert to_bytes(array) == file.getvalue()
+    np.testing.assert_array_equal(from_bytes(file.getvalue(), array.dtype.name, shape), array)
+
+
+def test_bytes_of_a_view_are_those_of_its_copy() -> None:
+    array = np.arange(12.0).reshape(3, 4).T[::2]
+    assert to_bytes(array) == to_bytes(array.copy(order="C"))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "dtype", "shape"),
+    [
+        (lambda b: b, "float32", (3,)),
+        (lambda b: b, "float64", (4,)),
+        (lambda b: b, "object", (3,)),
+        (lambda b: b[:-1], "float64", (3,)),
+        (lambda b: b + b"x", "float64", (3,)),
+        (lambda b: b"x" + b[1:], "float64", (3,)),
+        (lambda _: b"", "float64", (3,)),
+    ],
+    ids=["dtype", "shape", "no float", "shorter", "longer", "another header", "nothing"],
+)
+def test_other_bytes_are_refused(spoil: Callable[[bytes], bytes], dtype: str, shape: tuple[int, ...]) -> None:
+    with pytest.raises(InconsistentUpdates, match="file format"):
+        from_bytes(spoil(to_bytes(np.arange(3.0))), dtype, shape)
 
 
 @pytest.mark.parametrize("which", [None, "direction", "fairness", "both"])

@@ -58,7 +58,7 @@ def test_an_own_factory_gets_path_options_and_seed(own: str) -> None:
         ("{own}.broken:factory", "`data.name` must name an importable module, got .*a_package_nobody_has"),
         ("{own}.records:factor", "function of .*records, got 'factor'; did you mean `factory`"),
         ("{own}.records:number", "function of .*records, got 'number'"),
-        ("{own}.records:", "function of .*records, got ''"),
+        ("{own}.records:", "must look like package.module:factory"),
         ("{own}.records:wrong", "adapter with `schema` and `load`, got dict"),
         ("{own}.records:narrow", r"`data.name` must fit narrow\(path, options\)"),
     ],

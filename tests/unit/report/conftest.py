@@ -1,34 +1,19 @@
+"""Experiment folders in the format that a simulation writes, made of random records."""
+
 from __future__ import annotations
 
 import json
 import math
-import re
-from collections.abc import Mapping, Sequence
-from html.parser import HTMLParser
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from scipy import stats
 
 from fedfair.assessment import assess, json_safe
-from fedfair.errors import RunError
 from fedfair.metrics import macro_auc
-from fedfair.report import comparison_table, write_report
-from fedfair.report import _figures as figures
-from fedfair.report._load import Experiment, load
-from fedfair.report._results import (
-    Difference,
-    Estimate,
-    differences,
-    headline,
-    over_seeds,
-    t_quantile,
-    verdicts,
-)
-from fedfair.report._tables import coverage_rows, group_tables, patient_rows, site_rows
 from fedfair.signals import Signals
 
 Array = NDArray[np.float64]
@@ -71,7 +56,7 @@ def evaluation(seed: int, skill: Array, gap: float, classes: int) -> dict[str, A
     return {"counts": counts, "losses": losses, "histograms": histograms, "train_counts": 2 * counts}
 
 
-def test_metrics(stored: Mapping[str, Array], classes: Sequence[str]) -> dict[str, Any]:
+def metrics_of(stored: Mapping[str, Array]) -> dict[str, Any]:
     pooled = Signals(*(stored[name].sum(0) for name in ("counts", "losses", "histograms")))
     table = assess(pooled, CELLS, 0, 10).to_dict(MODALITIES, ATTRIBUTES["sex"])
     by_site = macro_auc(stored["histograms"][:, 0].sum(1), 10)
@@ -95,7 +80,7 @@ def write_run(folder: Path, seed: int, arm: str, rounds: int, every: int, classe
         record = {
             "round": r,
             "train_loss": 0.7 - 0.3 * done - 0.01 * seed,
-            "test": test_metrics(stored, classes),
+            "test": metrics_of(stored),
             "coefficients": coefficient_table(arm, done) if r else None,
             "diagnostics": {},
             "sites": list(SITES),
@@ -107,7 +92,7 @@ def write_run(folder: Path, seed: int, arm: str, rounds: int, every: int, classe
     np.savez_compressed(folder / "evaluation.npz", **stored)
 
 
-def write_experiment(
+def write(
     folder: Path,
     seeds: Sequence[int] = (0, 1, 2),
     arms: Sequence[str] = ("fedavg", "dual_mimo"),
@@ -120,8 +105,8 @@ def write_experiment(
         "name": "heart",
         "command": "fedfair simulate configs/heart.yaml",
         "status": "complete",
-        "created": "2026-11-22 09:00",
-        "finished": "2026-11-22 09:12",
+        "created": "2026-11-22T09:00:00+00:00",
+        "finished": "2026-11-22T09:12:31+00:00",
         "synthetic": False,
         "seeds": list(seeds),
         "arms": list(arms),
@@ -143,3 +128,15 @@ def write_experiment(
         for arm in arms:
             write_run(folder / f"seed-{seed}" / arm, seed, arm, rounds, every, classes)
     return folder
+
+
+@pytest.fixture(scope="session")
+def write_experiment() -> Callable[..., Path]:
+    """Return a function (folder, seeds, arms, rounds, every, classes, **plan) that writes an experiment."""
+    return write
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three seeds of two arms, complete; tests only read it."""
+    return write(tmp_path_factory.mktemp("report") / "heart")

@@ -28,11 +28,9 @@ class MeanFusion(Fusion):
 def small_model(schema: Schema, width: int = 16) -> MultimodalModel:
     """Return the model; keyword arguments come from `model.options`."""
     (columns,) = schema.modalities["table"].shape
+    image = [nn.Conv2d(1, 8, 3, stride=2, padding=1), nn.GroupNorm(2, 8), nn.ReLU(), nn.Flatten()]
     encoders = {
-        "image": nn.Sequential(
-            *(nn.Conv2d(1, 8, 3, stride=2, padding=1), nn.GroupNorm(2, 8), nn.ReLU()),
-            *(nn.Flatten(), nn.Linear(8 * 4 * 4, width)),
-        ),
+        "image": nn.Sequential(*image, nn.Linear(8 * 4 * 4, width)),
         "table": nn.Sequential(nn.Linear(columns, width), nn.ReLU()),
     }
     classes = len(schema.classes)

@@ -150,7 +150,7 @@ def _pooled_and_within(experiment: Experiment, arm: str) -> tuple[Estimate, Esti
     by_site = [e.histograms[:, 0].sum(1) for e in evaluations]
     return (
         level_over_seeds([float(macro_auc(h.sum(0))) for h in by_site]),
-        level_over_seeds([float(macro_auc(h.sum(0)).mean()) for h in by_site]),
+        level_over_seeds([float(within_site_auc(h).mean()) for h in by_site]),
     )
 
 

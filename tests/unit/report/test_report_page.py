@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 from collections.abc import Callable
@@ -12,9 +11,8 @@ import pytest
 
 from fedfair.errors import RunError
 from fedfair.metrics import auc_bound
-from fedfair.report import _figures as figures
 from fedfair.report import comparison_table, write_report
-from fedfair.report._load import Run, load
+from fedfair.report._load import load
 from fedfair.report._results import differences, headline
 
 Writer = Callable[..., Path]
@@ -189,28 +187,6 @@ def test_what_is_not_estimable_is_said(tmp_path: Path, write_experiment: Writer)
     assert "n.e." in comparison_table(folder)
 
 
-def test_figures_draw_each_arm_and_block(folder: Path) -> None:
-    experiment = load(folder)
-    curves, unimodal = figures.curves(experiment), figures.unimodal(experiment)
-    for arm, colour in figures.arm_colours(experiment.arms).items():
-        assert arm in curves
-        assert colour.lower() in curves
-        assert unimodal is not None
-        assert colour.lower() in unimodal
-    heat = figures.coefficients(experiment, "dual_mimo")
-    assert heat is not None
-    for block in ("fusion", "encoder stress test", "head ecg"):
-        assert f"{block} · female" in heat
-    assert figures.coefficients(experiment, "fedavg") is None
-
-
-def test_colours_repeat_only_after_the_palette() -> None:
-    arms = [f"arm{i}" for i in range(9)]
-    colours = figures.arm_colours(arms)
-    assert list(colours) == arms
-    assert len(set(list(colours.values())[:7])) == 7
-
-
 def test_terminal_table_is_aligned_and_ends_with_the_verdict(folder: Path) -> None:
     lines = comparison_table(folder).splitlines()
     assert lines[0].split()[:3] == ["method", "AUC", "ES-AUC"]
@@ -227,23 +203,6 @@ def test_folder_without_an_experiment_is_refused(tmp_path: Path) -> None:
     (tmp_path / "experiment.json").write_text('{"name": "x"}')
     with pytest.raises(RunError, match="must have the keys"):
         comparison_table(tmp_path)
-
-
-def test_coefficients_are_averaged_geometrically_and_may_be_zero(folder: Path) -> None:
-    def run(seed: int, factor: float) -> Run:
-        table = {"fused": [[factor, 1.0]] * 4, "unimodal": [[0.0, factor]] * 3, "live": False}
-        return Run(
-            seed, "dual_mimo", ({"round": 0, "coefficients": None}, {"round": 1, "coefficients": table})
-        )
-
-    experiment = dataclasses.replace(
-        load(folder), runs={(s, "dual_mimo"): run(s, f) for s, f in ((0, 1.0), (1, 4.0))}
-    )
-    rounds, values = figures.mean_coefficients(experiment, "dual_mimo")
-    assert rounds.tolist() == [1]
-    np.testing.assert_allclose(values[:8, 0], [2, 1] * 4)
-    assert (values[8::2, 0] < 1e-5).all()
-    assert figures.coefficients(experiment, "dual_mimo") is not None
 
 
 def test_page_says_what_heads_do_and_what_binning_costs(

@@ -50,9 +50,7 @@ def run(plain: Mapping[str, Any], sites: int, on_record: Callable[[], None]) -> 
             (config := Path(folder) / "config.yaml").write_text(json.dumps(plain), encoding="utf-8")
             run_config: dict[str, bool | float | int | str] = {"config": str(config), "output": folder}
             state = RecordDict()
-            server_app(
-                grid, Context(run_id=1, node_id=1, node_config={}, state=state, run_config=run_config)
-            )
+            server_app(grid, Context(run_id=1, node_id=1, node_config={}, state=state, run_config=run_config))
     finally:
         rounds.removeHandler(handler)
 
@@ -69,8 +67,8 @@ class _Recorded(logging.Handler):
 
 def _probe(sites: int, rounds: int) -> None:
     begin = time.perf_counter()
-    import client.app
-    import server.app
+    import client.app  # noqa: F401
+    import server.app  # noqa: F401
     import simulations.grid  # noqa: F401
 
     start = time.perf_counter()

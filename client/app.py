@@ -94,7 +94,7 @@ def _answer(message: Message, context: Context, work: Work) -> Message:
     content = RecordDict(
         {
             "arrays": ArrayRecord({key: _wrap(value) for key, value in arrays.items()}),
-            "site": ConfigRecord({"name": name}),
+            "site": ConfigRecord({"name": name, "schema": run.adapter.schema.digest()}),
         }
     )
     return Message(content, reply_to=message)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import types
@@ -25,12 +26,15 @@ class DataConfig:
     """Which data, and which attribute is modulated.
 
     `name` is heart, synthetic, csv or package.module:factory; `options` go to the adapter.
+    `synthetic` says that a table or an adapter of your own holds made-up records, so that the report
+    says it too.
     """
 
     name: str = "heart"
     attribute: str = "sex"
     path: str | None = None
     test_fraction: float = 0.35
+    synthetic: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -149,7 +153,8 @@ class Config:
 
     def to_json(self) -> str:
         """Return the JSON that `parse_json` reads back."""
-        return json.dumps(self.to_dict(), sort_keys=True)
+        # Not sorted: the order of modalities, classes and groups in the options is meant.
+        return json.dumps(self.to_dict())
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -218,7 +223,8 @@ def first_difference(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "
                 return inner
         elif x != y:
             return f"{prefix}{key}"
-    return None
+    # Options name modalities, classes and groups in an order that counts.
+    return None if list(a) == list(b) else f"{prefix}(order of keys)"
 
 
 def _read_yaml(text: str, origin: str) -> Any:  # noqa: ANN401, YAML holds anything
@@ -262,6 +268,10 @@ def _convert(value: object, hint: object, key: str) -> object:
         return _build(hint, value or {}, f"{key}.")
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     kinds = [typing.get_origin(option) or option for option in options]
+    if float in kinds and isinstance(value, str):
+        # YAML reads 1e-3 as text; who writes it means a number.
+        with contextlib.suppress(ValueError):
+            value = float(value)
     if Mapping in kinds and value is None:
         return {}
     if not any(_fits(value, kind) for kind in kinds):

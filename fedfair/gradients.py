@@ -8,7 +8,7 @@ pass, and the sum over the group rows is the ungrouped gradient.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,16 +17,16 @@ from torch.nn.functional import cross_entropy
 
 from fedfair.batch import MultimodalBatch
 from fedfair.blocks import FUSION, ParameterBlocks, encoder_block, head_block
-from fedfair.models import MultimodalModel
+from fedfair.models import MultimodalModel, Scores
 from fedfair.paths import Path, RowPlan, Scales
 from fedfair.terms import PreparedTerms
 
 
 @dataclass(frozen=True)
 class _Cut:
-    """Gradients of summed losses: of fusion and heads, and per record at the embeddings."""
+    """Gradients of summed losses: of fusion and heads, and per record at the M embeddings."""
 
-    embeddings: list[Tensor]
+    embeddings: dict[str, Tensor]
     fusion: Tensor
     heads: list[Tensor]
     fused: list[Tensor]
@@ -58,17 +58,14 @@ def weighted_gradients(
     cut = _backward_to_embeddings(
         model, blocks, batch, scales.live, terms, scales.fused[0, groups], scales.unimodal[:, groups]
     )
+    ratio = (scales.fused[1:] / scales.fused[0])[:, groups, None]
+    pulls = [fused * own for fused, own in zip(cut.fused, ratio, strict=True)]
+    for extra in (cut.unimodal, None if cut.terms is None else cut.terms[1]):
+        if extra is not None:
+            pulls = [pull + own for pull, own in zip(pulls, extra, strict=True)]
     result = {FUSION: cut.fusion if cut.terms is None else cut.fusion + cut.terms[0]}
-    for m, name in enumerate(model.modalities):
-        ratio = (scales.fused[m + 1] / scales.fused[0])[groups, None]
-        pull = cut.fused[m] * ratio
-        if cut.unimodal is not None:
-            pull = pull + cut.unimodal[m]
-        if cut.terms is not None:
-            pull = pull + cut.terms[1][m]
-        result[encoder_block(name)] = _pull_back(blocks, encoder_block(name), cut.embeddings[m], pull)
-        result[head_block(name)] = cut.heads[m]
-    return result
+    result |= _pull_back(blocks, cut, dict(zip(map(encoder_block, model.modalities), pulls, strict=True)))
+    return result | {head_block(name): head for name, head in zip(model.modalities, cut.heads, strict=True)}
 
 
 def path_gradients(
@@ -94,39 +91,55 @@ def path_gradients(
     num_groups = scales.fused.shape[1]
     paths = plan.paths(model.modalities, scales.live, terms is not None)
     rows = {
-        path.key: torch.zeros(
-            num_groups if path.grouped else 1, len(blocks.vectors[path.block]), dtype=scales.fused.dtype
-        ).to(scales.fused)
+        path.key: blocks.vectors[path.block].new_zeros(
+            num_groups if path.grouped else 1, len(blocks.vectors[path.block])
+        )
         for path in paths
     }
     for g in torch.unique(batch.groups).tolist():
         members = batch.select(batch.groups == g)
         cut = _backward_to_embeddings(model, blocks, members, scales.live, terms)
+        row = _group_row(model, blocks, paths, cut, scales, plan, g)
         for path in paths:
-            rows[path.key][g if path.grouped else 0] += _row(model, blocks, path, cut, scales, plan, g)
+            rows[path.key][g if path.grouped else 0] += row[path.key]
     return rows
 
 
-def _row(
+def _group_row(
     model: MultimodalModel,
     blocks: ParameterBlocks,
-    path: Path,
+    paths: Sequence[Path],
     cut: _Cut,
     scales: Scales,
     plan: RowPlan,
     g: int,
-) -> Tensor:
-    """Return one group's contribution to one path."""
-    kind, _, modality = path.block.partition("/")
-    weigh = path.source == "all"
-    if kind == FUSION:
-        own = cut.fusion * scales.fused[0, g] if weigh else cut.fusion
-        extra = cut.terms[0] if cut.terms is not None else torch.zeros_like(own)
-        return extra if path.source == "terms" else own + extra if weigh else own
-    m = model.modalities.index(modality)
-    if kind == "head":
-        return cut.heads[m] * scales.unimodal[m, g] if weigh else cut.heads[m]
-    return _pull_back(blocks, path.block, cut.embeddings[m], _embedding_row(path, cut, scales, plan, m, g))
+) -> dict[str, Tensor]:
+    """Return one group's contribution to every path; all encoders are pulled back at once."""
+    result: dict[str, Tensor] = {}
+    pulls: dict[str, dict[str, Tensor]] = {}
+    for path in paths:
+        kind, _, modality = path.block.partition("/")
+        if kind == FUSION:
+            result[path.key] = _fusion_row(path, cut, scales, g)
+            continue
+        m = model.modalities.index(modality)
+        if kind == "head":
+            result[path.key] = cut.heads[m] * scales.unimodal[m, g] if path.source == "all" else cut.heads[m]
+        else:
+            pull = _embedding_row(path, cut, scales, plan, m, g)
+            pulls.setdefault(path.source, {})[path.block] = pull
+    for source, pull_by_block in pulls.items():
+        for block, row in _pull_back(blocks, cut, pull_by_block).items():
+            result[f"{block}:{source}"] = row
+    return result
+
+
+def _fusion_row(path: Path, cut: _Cut, scales: Scales, g: int) -> Tensor:
+    """Return the gradient of the fusion network that a path sends, [P_b]."""
+    if path.source == "fused":
+        return cut.fusion
+    terms = torch.zeros_like(cut.fusion) if cut.terms is None else cut.terms[0]
+    return terms if path.source == "terms" else cut.fusion * scales.fused[0, g] + terms
 
 
 def _embedding_row(path: Path, cut: _Cut, scales: Scales, plan: RowPlan, m: int, g: int) -> Tensor:
@@ -167,16 +180,16 @@ def _backward_to_embeddings(
         term_gradients = _term_gradients(
             terms.loss(fused, unimodal, batch), fusion_parameters, fused_leaf, [] if probe else head_leaf
         )
-    loss = _weighted_sum(cross_entropy(fused.logits, batch.labels, reduction="none"), fused_weight)
-    for m, scores in enumerate(unimodal):
-        each = cross_entropy(scores.logits, batch.labels, reduction="none") * batch.present[:, m]
-        loss = loss + _weighted_sum(each, None if unimodal_weight is None else unimodal_weight[m])
+    loss = _weighted_loss(fused, batch.labels, fused_weight)
+    present = batch.present.T if unimodal_weight is None else unimodal_weight * batch.present.T
+    for scores, weight in zip(unimodal, present, strict=True):
+        loss = loss + _weighted_loss(scores, batch.labels, weight)
     inputs = [*fusion_parameters, *(p for own in head_parameters for p in own), *fused_leaf]
     if live:
         inputs += head_leaf
     gradients = iter(torch.autograd.grad(loss, inputs))
     return _Cut(
-        embeddings,
+        dict(zip(map(encoder_block, model.modalities), embeddings, strict=True)),
         _take(gradients, fusion_parameters),
         [_take(gradients, own) for own in head_parameters],
         [next(gradients) for _ in fused_leaf],
@@ -198,8 +211,10 @@ def _term_gradients(
     return own, [a + b for a, b in zip(at_embeddings, gradients, strict=True)] if head_leaf else at_embeddings
 
 
-def _weighted_sum(values: Tensor, weight: Tensor | None) -> Tensor:
-    return values.sum() if weight is None else (values * weight).sum()
+def _weighted_loss(scores: Scores, labels: Tensor, weight: Tensor | None) -> Tensor:
+    if weight is None:
+        return cross_entropy(scores.logits, labels, reduction="sum")
+    return (cross_entropy(scores.logits, labels, reduction="none") * weight).sum()
 
 
 def _take(gradients: Iterable[Tensor], parameters: Sequence[Tensor]) -> Tensor:
@@ -207,10 +222,17 @@ def _take(gradients: Iterable[Tensor], parameters: Sequence[Tensor]) -> Tensor:
     return torch.cat([next(source).reshape(-1) for _ in parameters])
 
 
-def _pull_back(blocks: ParameterBlocks, block: str, embedding: Tensor, gradient: Tensor) -> Tensor:
-    parameters = blocks.parameters[block]
-    if not parameters:
-        return blocks.vectors[block]
-    # Several paths may pull the same embedding back, hence the kept graph.
-    pulled = torch.autograd.grad(embedding, parameters, gradient, retain_graph=True)
-    return torch.cat([p.reshape(-1) for p in pulled])
+def _pull_back(blocks: ParameterBlocks, cut: _Cut, pulls: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the gradient of each encoder block, given per record at its embedding, [P_b]."""
+    parameters = {block: blocks.parameters[block] for block in pulls if blocks.parameters[block]}
+    # An encoder without parameters (raw features) learns nothing.
+    result = {block: blocks.vectors[block] for block in pulls.keys() - parameters.keys()}
+    if parameters:
+        # The derivative of sum_i z_i p_i by a parameter is p pulled back; handing p to torch as the
+        # gradient of z instead makes its first call import a computer algebra system (0.4 s, 80 MB).
+        products = [torch.dot(cut.embeddings[b].flatten(), pulls[b].flatten()) for b in parameters]
+        learned = [p for own in parameters.values() for p in own]
+        # Several paths may pull the same embedding back, hence the kept graph.
+        gradients = iter(torch.autograd.grad(torch.stack(products).sum(), learned, retain_graph=True))
+        result |= {block: _take(gradients, own) for block, own in parameters.items()}
+    return result

@@ -87,8 +87,9 @@ def from_bytes(data: bytes, dtype: str, shape: tuple[int, ...]) -> NDArray[np.fl
     InconsistentUpdates
         If `data` is anything else.
     """
-    if dtype in DTYPES and data.startswith(header := _header(dtype, shape)):
-        if len(data) == len(header) + math.prod(shape) * np.dtype(dtype).itemsize:
+    if dtype in DTYPES:
+        header, size = _header(dtype, shape), math.prod(shape) * np.dtype(dtype).itemsize
+        if data.startswith(header) and len(data) == len(header) + size:
             return np.frombuffer(data, dtype, offset=len(header)).reshape(shape)
     raise InconsistentUpdates(
         f"an array must be in NumPy's file format, of {DTYPES}, got {len(data)} bytes for {dtype} {shape}"

@@ -41,6 +41,7 @@ class ModulatedAggregation(Strategy):
     def __init__(self, coordinator: Coordinator, folder: RunFolder, source: str) -> None:
         self.coordinator, self.folder, self.source = coordinator, folder, source
         self.config = coordinator.config
+        self.schema = coordinator.schema.digest()
         self.surveys: dict[str, Survey] = {}
         self._failed: dict[str, str] = {}
         self.made: Made = Made()
@@ -182,6 +183,11 @@ class ModulatedAggregation(Strategy):
                 self._failed[node] = reply.error.reason or f"error code {reply.error.code}"
                 continue
             site = str(reply.content.config_records["site"]["name"])
+            if (schema := reply.content.config_records["site"]["schema"]) != self.schema:
+                raise RunError(
+                    f"the data of site {site} must have the server's schema ({self.schema}), got {schema}: "
+                    "names, shapes or their order differ"
+                )
             record = reply.content.array_records["arrays"]
             received[site] = {n: wire.from_bytes(a.data, a.dtype, a.shape) for n, a in record.items()}
         if len(received) < self.config.server.min_sites:

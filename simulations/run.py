@@ -86,7 +86,11 @@ def run_experiment(request: Request) -> bool:
 
 def _arm_config(config: Config, arm: str, seed: int) -> Config:
     method = config.method if arm == config.method.name else METHODS[arm]()
-    return dataclasses.replace(config, seed=seed, method=method)
+    data = config.data
+    if data.path is not None:
+        # Flower's engines run elsewhere than here.
+        data = dataclasses.replace(data, path=str(Path(data.path).resolve()))
+    return dataclasses.replace(config, seed=seed, method=method, data=data)
 
 
 def _run_arm(config: Config, folder: Path, request: Request, schema: Schema) -> None:
@@ -163,7 +167,7 @@ def _describe(
         "status": "running",
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "finished": None,
-        "synthetic": config.data.name == "synthetic",
+        "synthetic": config.data.synthetic or config.data.name == "synthetic",
         "seeds": seeds,
         "arms": arms,
         "attribute": config.data.attribute,

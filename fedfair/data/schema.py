@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -87,6 +88,11 @@ class Schema:
         for name in (*self.modalities, *self.attributes):
             if not name.replace("_", "").replace("-", "").isalnum():
                 raise DataError(f"`{name}` must be letters, digits, - and _ to name a modality or attribute")
+
+    def digest(self) -> str:
+        """Return a hash of all names, shapes and their order, which two sides compare."""
+        text = repr([list(part.items()) for part in (self.modalities, self.attributes)])
+        return hashlib.sha256(f"{text}{self.classes}{self.sites}".encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)

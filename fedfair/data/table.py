@@ -131,14 +131,16 @@ def _rows_by_site(rows: Sequence[Row], spec: TableSpec) -> dict[str, list[Number
     for number, row in numbered:
         site = row[spec.site]
         if is_missing(site) or (spec.sites and site not in members):
-            raise _cell_error(spec.site, "one of the sites", site, number, spec.sites)
+            raise DataError(
+                f"`{spec.site}` must be one of the sites, got {site!r} in row {number}{nearest(site, spec.sites)}"
+            )
         members.setdefault(site, []).append((number, row))
     return members
 
 
-def _cell_error(column: str, must: str, text: str, number: int, known: Sequence[str] = ()) -> DataError:
-    """Return the error for one cell: nothing else of its row is shown, and no long text."""
-    return DataError(f"`{column}` must be {must}, got {text[:20]!r} in row {number}{nearest(text, known)}")
+def _cell_error(column: str, must: str, number: int) -> DataError:
+    """Return the error for one cell; it may travel to the server, so it does not show the value."""
+    return DataError(f"`{column}` must be {must}, got another value in row {number}")
 
 
 def _number(text: str, column: str, number: int) -> float:
@@ -151,7 +153,7 @@ def _number(text: str, column: str, number: int) -> float:
         value = math.nan
     # Python reads 1_5 as 15; in a table it is a slip.
     if "_" in text or not abs(value) <= _LARGEST:
-        raise _cell_error(column, "a finite number", text, number)
+        raise _cell_error(column, "a finite number", number)
     return value
 
 
@@ -161,7 +163,7 @@ def _code(text: str, column: str, codes: Mapping[str, int], number: int) -> floa
         return math.nan
     if text not in codes:
         listed = ", ".join(map(repr, codes))
-        raise _cell_error(column, f"one of {listed}", text, number, list(codes))
+        raise _cell_error(column, f"one of {listed}", number)
     return codes[text]
 
 

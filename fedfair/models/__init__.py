@@ -63,4 +63,9 @@ def build_model(name: str, schema: Schema, options: Mapping[str, object], seed: 
         model = call_factory("model.options", factory, schema, **options)
     if not isinstance(model, MultimodalModel):
         raise ConfigError(f"`model.name` must build a MultimodalModel, got {type(model).__name__}")
+    if model.modalities != tuple(schema.modalities):
+        raise ConfigError(
+            f"`model.name` must build a model of the modalities {list(schema.modalities)}, in that order, "
+            f"got {list(model.modalities)}"
+        )
     return model

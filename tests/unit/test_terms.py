@@ -18,16 +18,10 @@ from fedfair.modulation._fairness import gap_slopes, surrogate_auc
 from fedfair.signals import bin_logits
 from fedfair.terms import PairWeights, PreparedTerms, direction_loss
 from tests.oracles.cohort import BINS, GROUPS, WIDTHS, cohort, prepared, small_model
+from tests.oracles.pooled import layer_gradient
 
 BALANCE = np.array([0.6, 1.3, 1.1])
 TEMPERATURE = 0.7
-
-
-def layer_gradient(loss: Tensor, layer: torch.nn.Linear, graph: bool = False) -> Tensor:
-    weight, bias = torch.autograd.grad(
-        loss, [layer.weight, layer.bias], create_graph=graph, retain_graph=True
-    )
-    return torch.cat([weight, bias[:, None]], 1)
 
 
 def aligned(model: MultimodalModel, batch: MultimodalBatch) -> Tensor:
@@ -151,15 +145,11 @@ def sharp_model(classes: int) -> MultimodalModel:
     return model
 
 
-def sites_of_one_class(batch: MultimodalBatch) -> list[MultimodalBatch]:
-    return [batch.select(batch.labels == c) for c in batch.labels.unique()]
-
-
 def federated_gap_gradients(
     model: MultimodalModel, batch: MultimodalBatch, slopes: np.ndarray, bins: int
 ) -> dict[str, Tensor]:
     """Return the aggregated gradient of the term over sites that each hold a single class."""
-    sites = sites_of_one_class(batch)
+    sites = [batch.select(batch.labels == c) for c in batch.labels.unique()]
     pooled = sum(measure(model, site, GROUPS, bins, 512).histograms for site in sites)
     term = FairnessTerm(slopes, pooled[1:], TEMPERATURE)
     weights = PairWeights.build(term, torch.as_tensor(bin_logits(bins)))
@@ -238,6 +228,17 @@ def test_groups_that_are_not_estimable_have_no_weight() -> None:
     loss = prepared(term).loss(model.fusion(embeddings, only.present), scores, only)
     gradients = torch.autograd.grad(loss, list(model.encoders.parameters()), allow_unused=True)
     assert all(g is None or not g.any() for g in gradients)
+
+
+def test_records_without_the_modality_have_no_weight() -> None:
+    batch = cohort()
+    histograms = measure(small_model(), batch, GROUPS, BINS, 512).histograms[1:]
+    term = FairnessTerm(np.ones((3, GROUPS)), histograms, TEMPERATURE)
+    weights = PairWeights.build(term, torch.as_tensor(bin_logits(BINS)))
+    for m in range(3):
+        logits = torch.zeros(len(batch), 2, dtype=torch.float64, requires_grad=True)
+        weights.loss(m, logits, batch).backward()
+        assert torch.equal(logits.grad.any(1), batch.present[:, m])
 
 
 def test_terms_are_truthy_only_if_there_is_one() -> None:

@@ -111,8 +111,8 @@ def test_threshold_label(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("cell", "value", "message"),
     [
-        ("chol", "high", r"`chol` must be a finite number, got 'high' in row 3"),
-        ("chol", "inf", r"`chol` must be a finite number, got 'inf' in row 3"),
+        ("chol", "high", r"`chol` must be a finite number, got another value in row 3"),
+        ("chol", "inf", r"`chol` must be a finite number, got another value in row 3"),
         ("chol", "-inf", r"`chol` must be a finite number"),
         ("chol", "1e39", r"`chol` must be a finite number"),  # beyond float32
         ("chol", "1_5", r"`chol` must be a finite number"),
@@ -120,19 +120,19 @@ def test_threshold_label(tmp_path: Path) -> None:
         (
             "pain",
             "non",
-            r"`pain` must be one of 'typical', 'none', got 'non' in row 3; did you mean `none`\?",
+            r"`pain` must be one of 'typical', 'none', got another value in row 3",
         ),
-        ("outcome", "3", r"`outcome` must be one of '0', '1', '2', got '3' in row 3"),
+        ("outcome", "3", r"`outcome` must be one of '0', '1', '2', got another value in row 3"),
         (
             "outcome",
             "?",
             r"`label` must be known for every record of South, got 1 without a value in `outcome`; drop",
         ),
-        ("sex", "X", r"`sex` must be one of 'F', 'f', 'M', got 'X' in row 3"),
+        ("sex", "X", r"`sex` must be one of 'F', 'f', 'M', got another value in row 3"),
         ("sex", "", r"`sex` must be known for every record of South, got 1 without a value in `sex`; drop"),
-        ("age", "old", r"`age` must be a finite number, got 'old' in row 3"),
+        ("age", "old", r"`age` must be a finite number, got another value in row 3"),
         ("age", "NA", r"`age` must be known for every record of South, got 1 without"),
-        ("chol", "a word that is far too long", r"got 'a word that is far t' in row 3"),
+        ("chol", "a word that is far too long", r"got another value in row 3"),
     ],
 )
 def test_a_bad_cell_is_refused(cell: str, value: str, message: str, tmp_path: Path) -> None:

@@ -149,13 +149,16 @@ def test_a_group_factor_moves_only_beyond_its_gate() -> None:
     assert 0 < (factors != 1).sum() < factors.size
 
 
-def test_balance_moves_only_beyond_its_gate() -> None:
-    rounds = two_rounds()
+@pytest.mark.parametrize("decay", [0.0, 0.75])
+def test_balance_moves_only_beyond_its_gate(decay: float) -> None:
+    """The moving average shrinks the change and its noise alike, so the decay does not move the gate."""
+    rounds, method = two_rounds(), replace(OPEN, decay=decay)
     total = np.maximum(aucs(rounds[1]) - aucs(rounds[0]), 0).sum()
     error = auc_standard_error(rounds[1].histograms[1:].sum(1))[:, 0]
     distance = total / np.sqrt(2 * (error**2).sum())
-    assert (balance(answer(replace(OPEN, gate=0.99 * distance), rounds)) != 1).any()
-    np.testing.assert_allclose(balance(answer(replace(OPEN, gate=1.01 * distance), rounds)), 1.0, rtol=1e-12)
+    assert (balance(answer(replace(method, gate=0.99 * distance), rounds)) != 1).any()
+    beyond = balance(answer(replace(method, gate=1.01 * distance), rounds))
+    np.testing.assert_allclose(beyond, 1.0, rtol=1e-12)
 
 
 def test_a_change_of_unknown_error_is_no_evidence() -> None:

@@ -112,8 +112,10 @@ def combine(
     if velocity is None:
         target, rate = model, learning_rate
     else:
-        for block, value in model.items():
-            velocity[block] = velocity.get(block, np.zeros_like(value)) * momentum
+        # A block that nobody has this round rests: neither its momentum decays nor does it coast.
+        moved = [block for block in model if block_records(train, modalities, block) > 0]
+        for block in moved:
+            velocity[block] = velocity.get(block, np.zeros_like(model[block])) * momentum
         target, rate = velocity, 1.0
     for path in paths:
         records = block_records(train, modalities, path.block)
@@ -122,8 +124,8 @@ def combine(
             if (rows := update.rows.get(path.key)) is not None:
                 _add_rows(target[path.block], rows, (scale * rate / records).tolist())
     if velocity is not None:
-        for block, value in model.items():
-            _add_rows(value, velocity[block][None], [learning_rate])
+        for block in moved:
+            _add_rows(model[block], velocity[block][None], [learning_rate])
 
 
 def _add_rows(out: Vector, rows: Vector, factors: list[float]) -> None:

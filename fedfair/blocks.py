@@ -59,7 +59,7 @@ class ParameterBlocks:
             name: list(owners[name].parameters()) for name in self.names
         }
         _check_partition(model, self.parameters)
-        _check_buffers(model)
+        _check_batch_statistics(model)
         self.vectors: dict[str, Tensor] = {
             name: _flatten(parameters) for name, parameters in self.parameters.items()
         }
@@ -109,12 +109,17 @@ def _check_partition(model: nn.Module, blocks: Mapping[str, list[nn.Parameter]])
                 f"parameter `{name}` must belong to a block, got none; put its module into "
                 "`encoders`, `heads` or `fusion`"
             )
-
-
-def _check_buffers(model: nn.Module) -> None:
-    for name, module in model.named_modules():
-        if getattr(module, "running_mean", None) is not None:
+        if not parameter.requires_grad:
             raise ShapeError(
-                f"module `{name}` must not keep batch statistics (a site's update would not be a sum "
+                f"parameter `{name}` must require a gradient, got a frozen one; make it a buffer"
+            )
+
+
+def _check_batch_statistics(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        running = getattr(module, "running_mean", None) is not None
+        if running or isinstance(module, nn.modules.batchnorm._BatchNorm):
+            raise ShapeError(
+                f"module `{name}` must not use batch statistics (a site's update would not be a sum "
                 f"over its records), got {type(module).__name__}; use GroupNorm or LayerNorm"
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import json
 import types
@@ -167,7 +168,10 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
     """
     if not path.is_file():
         raise ConfigError(f"`config` must be an existing file, got {path}{_near_file(path)}")
-    return parse(apply(_read_yaml(path.read_text(encoding="utf-8"), str(path)), overrides))
+    plain = _read_yaml(path.read_text(encoding="utf-8"), str(path))
+    if not isinstance(plain, dict):
+        raise ConfigError(f"{path} must hold sections of keys, got {type(plain).__name__}")
+    return parse(apply(plain, overrides))
 
 
 def parse(plain: Mapping[str, Any]) -> Config:
@@ -195,7 +199,7 @@ def apply(plain: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
 
     Choosing another ``method.name`` drops the parameters of the method in the file.
     """
-    result: dict[str, Any] = json.loads(json.dumps(plain))
+    result: dict[str, Any] = copy.deepcopy(dict(plain))
     for text in sorted(overrides, key=lambda o: not o.startswith("method.name=")):
         key, sign, value = text.partition("=")
         if not sign or not key.strip():
@@ -238,10 +242,10 @@ def _read_yaml(text: str, origin: str) -> Any:  # noqa: ANN401, YAML holds anyth
 def _parse_method(plain: object) -> Method:
     if not isinstance(plain, Mapping) or "name" not in plain:
         raise ConfigError(f"`method` must be a section with a `name`, got {plain!r}")
-    name = plain["name"]
+    name = str(plain["name"])
     if name not in METHODS:
         raise ConfigError(
-            f"`method.name` must be one of {sorted(METHODS)}, got {name!r}{nearest(str(name), METHODS)}"
+            f"`method.name` must be one of {sorted(METHODS)}, got {name!r}{nearest(name, METHODS)}"
         )
     method: Method = _build(METHODS[name], {k: v for k, v in plain.items() if k != "name"}, "method.")
     return method
@@ -265,7 +269,7 @@ def _build(kind: type[Any], plain: object, prefix: str) -> Any:  # noqa: ANN401,
 def _convert(value: object, hint: object, key: str) -> object:
     """Return `value` as the annotated type: a section, a scalar, a list or a mapping."""
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-        return _build(hint, value or {}, f"{key}.")
+        return _build(hint, {} if value is None else value, f"{key}.")
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     kinds = [typing.get_origin(option) or option for option in options]
     if float in kinds and isinstance(value, str):

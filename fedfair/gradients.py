@@ -8,7 +8,7 @@ pass, and the sum over the group rows is the ungrouped gradient.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +20,10 @@ from fedfair.blocks import FUSION, ParameterBlocks, encoder_block, head_block
 from fedfair.models import MultimodalModel, Scores
 from fedfair.paths import Path, RowPlan, Scales
 from fedfair.terms import PreparedTerms
+
+
+Weights = tuple[Tensor, Tensor]
+"""Per record: of the fused loss [B] and of the unimodal losses [M, B]."""
 
 
 @dataclass(frozen=True)
@@ -55,17 +59,39 @@ def weighted_gradients(
         Extra loss terms.
     """
     groups = batch.groups
-    cut = _backward_to_embeddings(
-        model, blocks, batch, scales.live, terms, scales.fused[0, groups], scales.unimodal[:, groups]
-    )
+    weights = scales.fused[0, groups], scales.unimodal[:, groups]
     ratio = (scales.fused[1:] / scales.fused[0])[:, groups, None]
+    if terms is None:
+        return _one_pass(model, blocks, batch, scales.live, weights, ratio)
+    cut = _backward_to_embeddings(model, blocks, batch, scales.live, terms, weights)
     pulls = [fused * own for fused, own in zip(cut.fused, ratio, strict=True)]
-    for extra in (cut.unimodal, None if cut.terms is None else cut.terms[1]):
+    for extra in (cut.unimodal, cut.terms[1] if cut.terms else None):
         if extra is not None:
             pulls = [pull + own for pull, own in zip(pulls, extra, strict=True)]
-    result = {FUSION: cut.fusion if cut.terms is None else cut.fusion + cut.terms[0]}
+    result = {FUSION: cut.fusion + cut.terms[0] if cut.terms else cut.fusion}
     result |= _pull_back(blocks, cut, dict(zip(map(encoder_block, model.modalities), pulls, strict=True)))
     return result | {head_block(name): head for name, head in zip(model.modalities, cut.heads, strict=True)}
+
+
+def _one_pass(
+    model: MultimodalModel,
+    blocks: ParameterBlocks,
+    batch: MultimodalBatch,
+    live: bool,
+    weights: Weights,
+    ratio: Tensor,
+) -> dict[str, Tensor]:
+    """Return the weighted gradients without terms: the fused loss's is scaled where it enters an encoder."""
+    embeddings = model.encode(batch)
+    entries = [z.view_as(z) for z in embeddings]
+    for entry, own in zip(entries, ratio, strict=True):
+        if entry.requires_grad:
+            entry.register_hook(own.mul)
+    unimodal = model.unimodal(embeddings if live else [z.detach() for z in embeddings])
+    loss = _loss(model.fusion(entries, batch.present), unimodal, batch, weights)
+    parameters = {name: blocks.parameters[name] for name in blocks.names}
+    gradients = iter(torch.autograd.grad(loss, [p for own in parameters.values() for p in own]))
+    return {name: _take(gradients, own) for name, own in parameters.items()}
 
 
 def path_gradients(
@@ -163,8 +189,7 @@ def _backward_to_embeddings(
     batch: MultimodalBatch,
     live: bool,
     terms: PreparedTerms | None,
-    fused_weight: Tensor | None = None,
-    unimodal_weight: Tensor | None = None,
+    weights: Weights | None = None,
 ) -> _Cut:
     embeddings = model.encode(batch)
     # Separate leaves keep the two losses' gradients apart although both are differentiated at once.
@@ -180,10 +205,7 @@ def _backward_to_embeddings(
         term_gradients = _term_gradients(
             terms.loss(fused, unimodal, batch), fusion_parameters, fused_leaf, [] if probe else head_leaf
         )
-    loss = _weighted_loss(fused, batch.labels, fused_weight)
-    present = batch.present.T if unimodal_weight is None else unimodal_weight * batch.present.T
-    for scores, weight in zip(unimodal, present, strict=True):
-        loss = loss + _weighted_loss(scores, batch.labels, weight)
+    loss = _loss(fused, unimodal, batch, weights)
     inputs = [*fusion_parameters, *(p for own in head_parameters for p in own), *fused_leaf]
     if live:
         inputs += head_leaf
@@ -211,15 +233,23 @@ def _term_gradients(
     return own, [a + b for a, b in zip(at_embeddings, gradients, strict=True)] if head_leaf else at_embeddings
 
 
-def _weighted_loss(scores: Scores, labels: Tensor, weight: Tensor | None) -> Tensor:
-    if weight is None:
-        return cross_entropy(scores.logits, labels, reduction="sum")
-    return (cross_entropy(scores.logits, labels, reduction="none") * weight).sum()
+def _loss(
+    fused: Scores, unimodal: Sequence[Scores], batch: MultimodalBatch, weights: Weights | None
+) -> Tensor:
+    """Return the sum of all losses over the records, each with its weight if there are any."""
+    loss = cross_entropy(fused.logits, batch.labels, reduction="none")
+    present = batch.present.T
+    if weights is not None:
+        loss, present = loss * weights[0], weights[1] * present
+    total = loss.sum()
+    for scores, weight in zip(unimodal, present, strict=True):
+        total = total + (cross_entropy(scores.logits, batch.labels, reduction="none") * weight).sum()
+    return total
 
 
-def _take(gradients: Iterable[Tensor], parameters: Sequence[Tensor]) -> Tensor:
-    source = iter(gradients)
-    return torch.cat([next(source).reshape(-1) for _ in parameters])
+def _take(gradients: Iterator[Tensor], parameters: Sequence[Tensor]) -> Tensor:
+    own = [next(gradients).reshape(-1) for _ in parameters]
+    return torch.cat(own) if own else torch.zeros(0)
 
 
 def _pull_back(blocks: ParameterBlocks, cut: _Cut, pulls: Mapping[str, Tensor]) -> dict[str, Tensor]:

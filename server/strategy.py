@@ -183,7 +183,7 @@ class ModulatedAggregation(Strategy):
                 self._failed[node] = reply.error.reason or f"error code {reply.error.code}"
                 continue
             site = str(reply.content.config_records["site"]["name"])
-            if (schema := reply.content.config_records["site"]["schema"]) != self.schema:
+            if (schema := str(reply.content.config_records["site"]["schema"])) != self.schema:
                 raise RunError(
                     f"the data of site {site} must have the server's schema ({self.schema}), got {schema}: "
                     "names, shapes or their order differ"

@@ -132,7 +132,8 @@ def _rows_by_site(rows: Sequence[Row], spec: TableSpec) -> dict[str, list[Number
         site = row[spec.site]
         if is_missing(site) or (spec.sites and site not in members):
             raise DataError(
-                f"`{spec.site}` must be one of the sites, got {site!r} in row {number}{nearest(site, spec.sites)}"
+                f"`{spec.site}` must be one of the sites, got {site!r} in row {number}"
+                f"{nearest(site, spec.sites)}"
             )
         members.setdefault(site, []).append((number, row))
     return members

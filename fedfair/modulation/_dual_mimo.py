@@ -1,9 +1,10 @@
 """Dual-level MIMO: tilted risks over groups (fused loss) and over modality x group (unimodal losses).
 
-Ours. It is the gradient of two KL-regularised worst cases,
+Ours. Its weights are the derivatives, by r, of two KL-regularised worst cases,
     mu log sum_g pi_g exp(r_0g / mu)          on the fused loss and
     mu log sum_mg (pi_mg / M) exp(r_mg / mu)  on the unimodal losses,
-with r the loss relative to the group's base rate, shrunk towards the mean of all groups. One
+with r the loss relative to the group's base rate, shrunk towards the mean of all groups; they
+multiply the gradients of the losses themselves, so the step is exact for equal base rates. One
 group gives MIMO (arXiv 2511.06686); one modality and lambda = 0 give tilted empirical risk
 minimisation over groups (TERM, arXiv 2007.01162); mu to 0 the worst (modality, group). With the
 group shares as prior the weights are neutral exactly when all groups are served equally.

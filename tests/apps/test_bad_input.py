@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from fedfair.cli import main
+from fedfair.config import load
 from tests.apps.runs import HEART, rounds
 
 Row = dict[str, Any]
@@ -64,7 +65,7 @@ def write(rows: list[Row], **options: Any) -> Path:
         "report": {"resamples": 20},
     }
     path = Path("own.yaml")
-    path.write_text(yaml.safe_dump(config))
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
     return path
 
 
@@ -94,6 +95,9 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
         ("training.group_rows=[encoder/ecg]", "`training.group_rows` must name blocks"),
         ("report.bins=7", "`report.bins` must be even"),
         ("rounds", "`--set` must be key=value"),
+        ("data=[]", "`data` must be a section of keys"),
+        ("method={name: [a]}", "`method.name` must be one of"),
+        ("training.learning_rate=2026-01-01", "`training.learning_rate` must be float"),
     ],
 )
 def test_a_wrong_key_or_value(capsys: pytest.CaptureFixture[str], override: str, words: str) -> None:
@@ -103,6 +107,16 @@ def test_a_wrong_key_or_value(capsys: pytest.CaptureFixture[str], override: str,
 
 def test_a_missing_configuration(capsys: pytest.CaptureFixture[str]) -> None:
     assert "did you mean `heart.yaml`?" in refused(capsys, HEART.with_name("hart.yaml"))
+
+
+@pytest.mark.parametrize("text", ["", "[1, 2]", "a: [", "rounds"])
+def test_a_file_that_is_no_configuration(capsys: pytest.CaptureFixture[str], text: str) -> None:
+    Path("odd.yaml").write_text(text)
+    assert "odd.yaml must" in refused(capsys, "odd.yaml")
+
+
+def test_numbers_may_be_written_with_an_exponent() -> None:
+    assert load(HEART, ["training.learning_rate=1e-3"]).training.learning_rate == 0.001
 
 
 def test_a_missing_table(capsys: pytest.CaptureFixture[str]) -> None:
@@ -196,3 +210,20 @@ def test_ctrl_c_keeps_what_was_done_and_resume_completes_it(tmp_path: Path) -> N
     assert subprocess.run([*command, "--resume"], check=False, capture_output=True).returncode == 0
     assert [r["round"] for r in rounds(Path("out/seed-0/fedavg"))] == list(range(41))
     assert json.loads(Path("out/experiment.json").read_text())["status"] == "complete"
+
+
+def test_the_order_of_classes_and_groups_is_that_of_the_configuration() -> None:
+    """Sorted options would have swapped `yes` and `no`, `male` and `female`, at the sites only."""
+    config = write(
+        table(),
+        label={"column": "ill", "values": {"yes": ["1"], "no": ["0"]}},
+        attributes={"sex": {"column": "sex", "values": {"male": ["M"], "female": ["F"]}}},
+    )
+    assert main(["simulate", str(config), "--output", "out"]) == 0
+    schema = json.loads(Path("out/experiment.json").read_text())["schema"]
+    assert schema["classes"] == ["yes", "no"]
+    assert schema["attributes"] == {"sex": ["male", "female"]}
+    counts = np.load("out/seed-0/fedavg/evaluation.npz")
+    found = (counts["counts"] + counts["train_counts"])[:, 0].sum(0)
+    expected = [[sum(r["sex"] == s and r["ill"] == y for r in table()) for y in (1, 0)] for s in "MF"]
+    assert found.tolist() == expected

@@ -120,7 +120,14 @@ def test_a_parameter_of_the_root_is_refused() -> None:
         ParameterBlocks(model)
 
 
-@pytest.mark.parametrize("layer", [nn.BatchNorm1d(3), nn.InstanceNorm1d(3, track_running_stats=True)])
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.BatchNorm1d(3),
+        nn.BatchNorm1d(3, track_running_stats=False),
+        nn.InstanceNorm1d(3, track_running_stats=True),
+    ],
+)
 def test_batch_statistics_are_refused(layer: nn.Module) -> None:
     encoders = {"a": nn.Sequential(nn.Linear(3, 3), layer), "b": nn.Linear(3, 3)}
     with pytest.raises(ShapeError, match=type(layer).__name__):
@@ -147,3 +154,10 @@ def test_an_encoder_without_parameters_is_an_empty_block() -> None:
         rows = train(model, blocks, batch, plan, scales, None, LocalTraining("gradient"), torch.Generator())
         assert all(value.shape[1] == 0 for key, value in rows.items() if key.startswith("encoder/a"))
         assert rows[f"fusion:{'fused' if plan.grouped else 'all'}"].abs().sum() > 0
+
+
+def test_a_frozen_parameter_is_refused() -> None:
+    model = small_model()
+    model.fusion.classifier.bias.requires_grad_(False)
+    with pytest.raises(ShapeError, match="parameter `fusion.classifier.bias` must require a gradient"):
+        ParameterBlocks(model)

@@ -94,7 +94,7 @@ def test_an_empty_section_is_the_default(section: str) -> None:
         ({"name": "..", "rounds": 1}, "`name` must be letters"),
         ({"training": 3}, "`training` must be a section"),
         ({"training": {"learning_rate": True}}, "`training.learning_rate` must be float"),
-        ({"training": {"learning_rate": "0.1"}}, "`training.learning_rate` must be float"),
+        ({"training": {"learning_rate": "fast"}}, "`training.learning_rate` must be float"),
         ({"training": {"learning_rate": 0}}, "`training.learning_rate` must be positive"),
         ({"training": {"learning_rate": float("nan")}}, "`training.learning_rate` must be positive"),
         ({"training": {"momentum": 1.0}}, "`training.momentum`"),

@@ -21,7 +21,6 @@ from fedfair.models import MultimodalModel, Scores
 from fedfair.paths import Path, RowPlan, Scales
 from fedfair.terms import PreparedTerms
 
-
 Weights = tuple[Tensor, Tensor]
 """Per record: of the fused loss [B] and of the unimodal losses [M, B]."""
 
@@ -58,19 +57,17 @@ def weighted_gradients(
     terms : PreparedTerms | None
         Extra loss terms.
     """
-    groups = batch.groups
-    weights = scales.fused[0, groups], scales.unimodal[:, groups]
-    ratio = (scales.fused[1:] / scales.fused[0])[:, groups, None]
+    fused, unimodal = scales.fused[:, batch.groups], scales.unimodal[:, batch.groups]
+    weights, ratios = (fused[0], unimodal), (fused[1:] / fused[0])[:, :, None]
     if terms is None:
-        return _one_pass(model, blocks, batch, scales.live, weights, ratio)
+        return _one_pass(model, blocks, batch, scales.live, weights, ratios)
     cut = _backward_to_embeddings(model, blocks, batch, scales.live, terms, weights)
-    pulls = [fused * own for fused, own in zip(cut.fused, ratio, strict=True)]
-    for extra in (cut.unimodal, cut.terms[1] if cut.terms else None):
-        if extra is not None:
-            pulls = [pull + own for pull, own in zip(pulls, extra, strict=True)]
-    result = {FUSION: cut.fusion + cut.terms[0] if cut.terms else cut.fusion}
-    result |= _pull_back(blocks, cut, dict(zip(map(encoder_block, model.modalities), pulls, strict=True)))
-    return result | {head_block(name): head for name, head in zip(model.modalities, cut.heads, strict=True)}
+    pulls = {}
+    for m, name in enumerate(model.modalities):
+        pull = cut.fused[m] * ratios[m] + cut.terms[1][m]
+        pulls[encoder_block(name)] = pull + cut.unimodal[m] if cut.unimodal else pull
+    heads = dict(zip(map(head_block, model.modalities), cut.heads, strict=True))
+    return {FUSION: cut.fusion + cut.terms[0]} | _pull_back(blocks, cut, pulls) | heads
 
 
 def _one_pass(
@@ -79,19 +76,18 @@ def _one_pass(
     batch: MultimodalBatch,
     live: bool,
     weights: Weights,
-    ratio: Tensor,
+    ratios: Tensor,
 ) -> dict[str, Tensor]:
-    """Return the weighted gradients without terms: the fused loss's is scaled where it enters an encoder."""
+    """Return `weighted_gradients` without terms: the fused loss's is scaled as it enters an encoder."""
     embeddings = model.encode(batch)
     entries = [z.view_as(z) for z in embeddings]
-    for entry, own in zip(entries, ratio, strict=True):
+    for entry, ratio in zip(entries, ratios, strict=True):
         if entry.requires_grad:
-            entry.register_hook(own.mul)
+            entry.register_hook(ratio.mul)  # type: ignore[no-untyped-call]
     unimodal = model.unimodal(embeddings if live else [z.detach() for z in embeddings])
     loss = _loss(model.fusion(entries, batch.present), unimodal, batch, weights)
-    parameters = {name: blocks.parameters[name] for name in blocks.names}
-    gradients = iter(torch.autograd.grad(loss, [p for own in parameters.values() for p in own]))
-    return {name: _take(gradients, own) for name, own in parameters.items()}
+    gradients = iter(torch.autograd.grad(loss, [p for own in blocks.parameters.values() for p in own]))
+    return {name: _take(gradients, own) for name, own in blocks.parameters.items()}
 
 
 def path_gradients(

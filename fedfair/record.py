@@ -24,7 +24,8 @@ from fedfair.errors import RunError
 from fedfair.metrics import macro_auc
 from fedfair.signals import Signals
 
-ROUNDS, EVALUATION, CHECKPOINT, MODEL = "rounds.jsonl", "evaluation.npz", "checkpoint.npz", "model.pt"
+ROUNDS, EVALUATION, CHECKPOINT = "rounds.jsonl", "evaluation.npz", "checkpoint.npz"
+MODEL, MOMENTS = "model.pt", "moments.npz"
 
 
 @dataclass(frozen=True)
@@ -177,11 +178,15 @@ class RunFolder:
         _restore(coordinator, arrays, meta["round"])
         return Made(**meta["made"])
 
-    def save_model(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Save the final model as a plain torch state dict."""
-        buffer = io.BytesIO()
-        torch.save(dict(state), buffer)
-        _write_atomically(self.path / MODEL, buffer.getvalue())
+    def save_model(
+        self, state: Mapping[str, torch.Tensor], moments: Mapping[str, NDArray[np.float64]]
+    ) -> None:
+        """Save the final model as a plain torch state dict, and the moments its inputs need."""
+        model, pooled = io.BytesIO(), io.BytesIO()
+        torch.save(dict(state), model)
+        np.savez(pooled, **dict(moments))  # type: ignore[arg-type]
+        _write_atomically(self.path / MOMENTS, pooled.getvalue())
+        _write_atomically(self.path / MODEL, model.getvalue())
 
 
 def next_folder(parent: Path) -> Path:

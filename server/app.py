@@ -44,7 +44,7 @@ def main(grid: Grid, context: Context) -> None:
         strategy.start(grid, ArrayRecord(), num_rounds=remaining, timeout=config.server.round_timeout)
     strategy.finish(grid)
     bench.load(coordinator.model)
-    folder.save_model(bench.model.state_dict())
+    folder.save_model(bench.model.state_dict(), coordinator.moments)
 
 
 def read_config(context: Context) -> Config:

@@ -32,7 +32,7 @@ LAYERS = (
     {"models", "blocks", "paths", "terms", "gradients", "measure", "local", "aggregation", "wire"},
     {"config"},
     {"plan", "site", "coordinator"},
-    {"checkpoint", "record", "report"},
+    {"checkpoint", "record", "report", "trained"},
     {"cli"},
     {"__main__"},
 )

@@ -1,0 +1,77 @@
+"""A trained model with all it needs to score new records."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fedfair.batch import MultimodalBatch
+from fedfair.config import load
+from fedfair.data.encode import encode
+from fedfair.data.schema import Schema, SiteRecords
+from fedfair.errors import RunError
+from fedfair.models import MultimodalModel, build_model
+from fedfair.record import MODEL, MOMENTS
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """The global model of one run.
+
+    Attributes
+    ----------
+    model : MultimodalModel
+        In evaluation mode, on the CPU.
+    schema : Schema
+        The schema of the data it was trained on.
+    moments : Mapping[str, NDArray]
+        [2, columns] pooled mean and standard deviation per table modality.
+    """
+
+    model: MultimodalModel
+    schema: Schema
+    moments: Mapping[str, NDArray[np.float64]]
+
+    @torch.no_grad()
+    def predict(self, records: SiteRecords) -> NDArray[np.float64]:
+        """Return the fused class probabilities [n, C] of raw records, whatever they lack.
+
+        Labels and attributes are not read.
+        """
+        inputs, present = encode(records, self.schema, self.moments)
+        kind = next(self.model.parameters())
+        nobody = torch.zeros(len(records), dtype=torch.int64)
+        batch = MultimodalBatch(inputs, present, nobody, nobody).to(kind.device, kind.dtype)
+        probabilities: NDArray[np.float64] = torch.softmax(self.model(batch).double(), 1).numpy()
+        return probabilities
+
+
+def load_trained(folder: Path, schema: Schema) -> TrainedModel:
+    """Return the model of a finished run, such as ``runs/heart/001/seed-0/dual_mimo``.
+
+    Parameters
+    ----------
+    folder : Path
+        A run with config.yaml, model.pt and moments.npz.
+    schema : Schema
+        The schema of its data set: ``open_dataset(...).schema``.
+
+    Raises
+    ------
+    RunError
+        If the folder holds no finished run.
+    """
+    for name in (MODEL, MOMENTS, "config.yaml"):
+        if not (folder / name).is_file():
+            raise RunError(f"`folder` must hold a finished run with {name}, got {folder}")
+    config = load(folder / "config.yaml")
+    model = build_model(config.model.name, schema, config.model.options, config.seed)
+    model.load_state_dict(torch.load(folder / MODEL, weights_only=True))
+    with np.load(folder / MOMENTS) as stored:
+        moments = {name: stored[name] for name in stored.files}
+    return TrainedModel(model.eval(), schema, moments)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import logging
-import resource
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from benchmarks._timing import peak_memory
 
 RECORDS = 128
 
@@ -73,11 +74,11 @@ def _probe(sites: int, rounds: int) -> None:
 
     start = time.perf_counter()
     times: list[float] = []
-    memory: list[int] = []
+    memory: list[float] = []
 
     def on_record() -> None:
         times.append(time.perf_counter() - start)
-        memory.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+        memory.append(peak_memory())
 
     run(experiment(sites, rounds), sites, on_record)
     print(json.dumps({"imports": start - begin, "first_round": times[0], "memory": memory}))

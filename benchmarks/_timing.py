@@ -111,17 +111,21 @@ def threads(number: int) -> Iterator[None]:
 
 
 def extra_memory(action: Action) -> float:
-    """Return the bytes by which one call raises the peak resident memory; NaN where Linux's are not kept."""
+    """Return the bytes by which one call raises the resident memory at its peak; NaN where not known."""
     reset = Path("/proc/self/clear_refs")
     if not reset.exists():
         return math.nan
     gc.collect()
-    reset.write_text("5", encoding="ascii")  # makes the peak the present size
-    before = _memory("VmHWM")
+    reset.write_text("5", encoding="ascii")  # the peak starts again at the present size
+    before = peak_memory()
     action()
-    return _memory("VmHWM") - before
+    return peak_memory() - before
 
 
-def _memory(field: str) -> float:
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(1024.0 * int(line.split()[1]) for line in lines if line.startswith(field))
+def peak_memory() -> float:
+    """Return the peak resident memory of this process in bytes; NaN where Linux's /proc is absent."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return math.nan
+    lines = status.read_text(encoding="ascii").splitlines()
+    return next(1024.0 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))

@@ -1,8 +1,9 @@
-"""Aggregation of large updates beside Flower's own and beside NumPy in place."""
+"""The server's sum over sites beside Flower's own and beside the shortest in-place NumPy."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -11,87 +12,105 @@ from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 from numpy.typing import NDArray
 
 from benchmarks._table import Table, milliseconds
-from benchmarks._timing import Action, compare, extra_memory, interleave, threads
+from benchmarks._timing import collector_off, compare, extra_memory, interleave, threads
 from fedfair.aggregation import combine
 from fedfair.coefficients import Coefficients
 from fedfair.local import SiteUpdate
-from fedfair.paths import Path
+from fedfair.paths import RowPlan
 from fedfair.signals import Signals
+from fedfair.wire import from_bytes
 
-SITES, PARAMETERS, TURNS = 8, 10_000_000, 9
-Vector = NDArray[np.float32]
+SITES = 8
+PARAMETERS = 10_000_000
+BLOCKS = {"fusion": 100_000, "encoder/image": PARAMETERS - 200_000, "head/image": 100_000}
+TURNS = 7
+Floats = NDArray[np.float32]
 
 
 def tables() -> Iterator[Table]:
-    """Yield time and memory of one aggregation, with one thread and with torch's own number."""
-    columns = (
-        "candidate",
-        "threads",
-        "time",
-        "ratio to NumPy in place (quartiles)",
-        "memory beyond the model",
-    )
-    rows: list[tuple[str, ...]] = []
-    for number in dict.fromkeys((1, torch.get_num_interop_threads())):
-        with threads(number):
-            rows += _rows(str(number))
+    """Yield the times and memory for one row per site, and for one row per group."""
+    columns = ("sites send", "what is timed", "threads", "time", "to in-place NumPy", "extra memory")
+    rows = []
+    for count in sorted({1, os.cpu_count() or 1}):
+        with threads(count):
+            rows += [("one row", *cells) for cells in measured(one_row(), count)]
+    with threads(1):
+        rows += [("3 group rows", *cells) for cells in measured(group_rows(), 1)]
     yield Table("aggregation", columns, rows)
 
 
-def _rows(number: str) -> Iterator[tuple[str, ...]]:
-    rng = np.random.default_rng(0)
-    updates = [rng.standard_normal(PARAMETERS, dtype=np.float32) for _ in range(SITES)]
-    grouped = [rng.standard_normal((3, PARAMETERS), dtype=np.float32) for _ in range(SITES)]
-    actions: dict[str, Action] = {
-        "NumPy in place": _numpy_in_place(updates),
-        "fedfair, one row": _fedfair([update[None] for update in updates]),
-        "fedfair, 3 group rows": _fedfair(grouped),
-        "Flower's aggregate": _flower(updates),
-    }
-    taken = interleave(list(actions.values()), TURNS)
-    for i, (name, action) in enumerate(actions.items()):
-        cost = compare(taken[i], taken[0])
-        memory = extra_memory(action) / (4 * PARAMETERS)
-        yield name, number, milliseconds(cost.seconds), str(cost), f"{memory:.1f} models"
+def measured(actions: dict[str, Callable[[], object]], count: int) -> list[tuple[str, ...]]:
+    """Return the cells of each action; the last one is the peer of all."""
+    times = interleave(list(actions.values()), TURNS)
+    rows = []
+    for (name, action), own in zip(actions.items(), times, strict=True):
+        beside = compare(own, times[-1])
+        with collector_off():
+            models = extra_memory(action) / (4 * PARAMETERS)
+        ratio = "1" if own is times[-1] else str(beside)
+        rows.append((name, str(count), milliseconds(beside.seconds), ratio, f"{models:.2f} models"))
+    return rows
 
 
-def _numpy_in_place(updates: list[Vector]) -> Action:
-    out, scratch = np.zeros(PARAMETERS, np.float32), np.empty(PARAMETERS, np.float32)
-
-    def run() -> None:
-        for update in updates:
-            np.multiply(update, np.float32(1 / SITES), out=scratch)
-            np.add(out, scratch, out=out)
-
-    return run
-
-
-def _fedfair(rows: list[Vector]) -> Action:
-    groups = rows[0].shape[0]
-    path = Path("fusion", "fused" if groups > 1 else "all", groups > 1)
-    updates = [
-        SiteUpdate(f"site {k}", {path.key: own}, signals := _signals(groups), signals)
-        for k, own in enumerate(rows)
-    ]
-    model = {"fusion": np.zeros(PARAMETERS, np.float32)}
-    coefficients = Coefficients.neutral(1, groups)
-    return lambda: combine(model, updates, coefficients, (path,), ("image",))
-
-
-def _signals(groups: int) -> Signals:
-    counts = np.ones((2, groups, 2))
-    return Signals(counts, np.ones((2, groups)), np.zeros((2, groups, 1, 2, 2)))
-
-
-def _flower(updates: list[Vector]) -> Action:
-    """Flower decodes each array while it aggregates and encodes the result; both are its cost."""
+def one_row() -> dict[str, Callable[[], object]]:
+    """Return the candidates for sites that send their model's change."""
+    sites = [_vectors(seed) for seed in range(SITES)]
+    updates = [_update(f"{k}", {f"{b}:all": v[None] for b, v in site.items()}) for k, site in enumerate(sites)]
+    sent = [{key: Array(value) for key, value in update.rows.items()} for update in updates]
     records = [
-        RecordDict(
-            {
-                "arrays": ArrayRecord({"fusion": Array(update)}),
-                "metrics": MetricRecord({"num-examples": 1.0}),
-            }
-        )
-        for update in updates
+        RecordDict({"arrays": ArrayRecord(arrays), "metrics": MetricRecord({"num-examples": 1})})
+        for arrays in sent
     ]
-    return lambda: aggregate_arrayrecords(records, "num-examples")
+    model = _vectors(SITES)
+
+    def decoded() -> None:
+        received = [
+            _update(f"{k}", {n: from_bytes(a.data, a.dtype, a.shape) for n, a in arrays.items()})
+            for k, arrays in enumerate(sent)
+        ]
+        _combine(model, received, RowPlan())
+
+    return {
+        "fedfair, arrays": lambda: _combine(model, updates, RowPlan()),
+        "fedfair, from messages": decoded,
+        "Flower, from messages to message": lambda: aggregate_arrayrecords(records, "num-examples"),
+        "NumPy in place": lambda: [_in_place(model[b], [s[b] for s in sites]) for b in BLOCKS],
+    }
+
+
+def group_rows() -> dict[str, Callable[[], object]]:
+    """Return the candidates for sites that send three rows, one per group."""
+    plan = RowPlan(frozenset(BLOCKS))
+    paths = plan.paths(("image",), True, False)
+    sites = [
+        {path.key: np.stack(3 * [_vectors(seed)[path.block]]) for path in paths} for seed in range(SITES)
+    ]
+    updates = [_update(f"{k}", site) for k, site in enumerate(sites)]
+    model = _vectors(SITES)
+    rows = {path.block: [row for site in sites for row in site[path.key]] for path in paths}
+    return {
+        "fedfair, arrays": lambda: _combine(model, updates, plan),
+        "NumPy in place": lambda: [_in_place(model[block], own) for block, own in rows.items()],
+    }
+
+
+def _in_place(out: Floats, rows: list[Floats]) -> None:
+    product = np.empty_like(out)
+    for row in rows:
+        np.multiply(row, np.float32(1e-3), out=product)
+        out += product
+
+
+def _combine(model: dict[str, Floats], updates: list[SiteUpdate], plan: RowPlan) -> None:
+    coefficients = Coefficients.neutral(1, 3, live=True)
+    combine(model, updates, coefficients, plan.paths(("image",), True, False), ("image",), 1e-3)
+
+
+def _vectors(seed: int) -> dict[str, Floats]:
+    generator = torch.Generator().manual_seed(seed)
+    return {block: torch.randn(size, generator=generator).numpy() for block, size in BLOCKS.items()}
+
+
+def _update(site: str, rows: dict[str, NDArray[np.floating]]) -> SiteUpdate:
+    signals = Signals(np.ones((2, 3, 2)), np.ones((2, 3)), np.ones((2, 3, 1, 2, 2)))
+    return SiteUpdate(site, rows, signals, signals)

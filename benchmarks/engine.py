@@ -48,7 +48,7 @@ def tables() -> Iterator[Table]:
         )
     yield Table("engine-round", columns, rows)
     memory = _probe(sites=100, rounds=25)["memory"]
-    cells = [f"{memory[after] / 1024:.1f} MiB" for after in (4, 24)]
+    cells = [f"{memory[after] / 2**20:.1f} MiB" for after in (4, 24)]
     yield Table("engine-memory", ("sites", "peak after round 5", "after round 25"), [("100", *cells)])
 
 

@@ -20,6 +20,7 @@ from fedfair.provenance import source_digest
 from fedfair.site import Site, Workbench
 
 app = ClientApp()
+ROOT = Path(__file__).resolve().parents[1]
 Work = Callable[[Site, Workbench], wire.Arrays]
 
 
@@ -138,9 +139,8 @@ def _site_name(context: Context, sites: Sequence[str]) -> str:
 
 def _check_source(expected: str) -> None:
     """Refuse to work for a server whose code differs: a worker may have imported another copy."""
-    root = Path(__file__).resolve().parents[1]
-    if (own := source_digest(root)) != expected:
+    if (own := source_digest(ROOT)) != expected:
         raise RunError(
-            f"the site's code must be the server's ({expected}), got {own} in {root}; "
+            f"the site's code must be the server's ({expected}), got {own} in {ROOT}; "
             "start Flower from an empty directory so that its workers import the app they were sent"
         )

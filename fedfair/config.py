@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
 import json
-import types
-import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from fedfair.errors import ConfigError, nearest
+from fedfair.local import LocalTraining
 from fedfair.modulation import METHODS, FedAvg, Method
+from fedfair.plain import build, read_yaml
 
 MODES = ("gradient", "update", "weights")
 
@@ -52,8 +49,8 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
-class TrainingConfig:
-    """How sites train.
+class TrainingConfig(LocalTraining):
+    """How sites train, and what they send.
 
     `mode` gradient: one exact step on all records; update: local epochs, one row per group, the
     server recombines with fresh coefficients; weights: local epochs along last round's
@@ -63,12 +60,6 @@ class TrainingConfig:
     are never one round old.
     """
 
-    mode: str = "update"
-    local_epochs: int = 1
-    batch_size: int = 32
-    chunk_size: int = 512
-    learning_rate: float = 0.05
-    momentum: float = 0.0
     group_rows: str | Sequence[str] = "all"
     split_rows: bool | None = None
     exchanges: int = 1
@@ -168,7 +159,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
     """
     if not path.is_file():
         raise ConfigError(f"`config` must be an existing file, got {path}{_near_file(path)}")
-    plain = _read_yaml(path.read_text(encoding="utf-8"), str(path))
+    plain = read_yaml(path.read_text(encoding="utf-8"), str(path))
     if not isinstance(plain, dict):
         raise ConfigError(f"{path} must hold sections of keys, got {type(plain).__name__}")
     return parse(apply(plain, overrides))
@@ -184,7 +175,7 @@ def parse(plain: Mapping[str, Any]) -> Config:
     """
     values = dict(plain)
     method = values.pop("method", None)
-    config: Config = _build(Config, values, "")
+    config: Config = build(Config, values, "")
     return config if method is None else dataclasses.replace(config, method=_parse_method(method))
 
 
@@ -211,32 +202,11 @@ def apply(plain: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
             if not isinstance(child, dict):
                 raise ConfigError(f"`{key}` must lie in a section, got the value {child!r} at `{part}`")
             node = child
-        new = _read_yaml(value, key)
+        new = read_yaml(value, key)
         if key == "method.name" and node.get("name") != new:
             node.clear()
         node[last] = new
     return result
-
-
-def first_difference(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> str | None:
-    """Return the first dotted key at which two plain configurations differ, or None."""
-    for key in sorted({*a, *b}):
-        x, y = a.get(key), b.get(key)
-        if isinstance(x, dict) and isinstance(y, dict):
-            if inner := first_difference(x, y, f"{prefix}{key}."):
-                return inner
-        elif x != y:
-            return f"{prefix}{key}"
-    # Options name modalities, classes and groups in an order that counts.
-    return None if list(a) == list(b) else f"{prefix}(order of keys)"
-
-
-def _read_yaml(text: str, origin: str) -> Any:  # noqa: ANN401, YAML holds anything
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        where = str(error).replace("\n", " ")
-        raise ConfigError(f"{origin} must be valid YAML, got {where}") from error
 
 
 def _parse_method(plain: object) -> Method:
@@ -247,51 +217,8 @@ def _parse_method(plain: object) -> Method:
         raise ConfigError(
             f"`method.name` must be one of {sorted(METHODS)}, got {name!r}{nearest(name, METHODS)}"
         )
-    method: Method = _build(METHODS[name], {k: v for k, v in plain.items() if k != "name"}, "method.")
+    method: Method = build(METHODS[name], {k: v for k, v in plain.items() if k != "name"}, "method.")
     return method
-
-
-def _build(kind: type[Any], plain: object, prefix: str) -> Any:  # noqa: ANN401, the kind decides
-    """Build a dataclass from plain data, checking every key and type."""
-    if not isinstance(plain, Mapping):
-        raise ConfigError(f"`{prefix.rstrip('.') or 'config'}` must be a section of keys, got {plain!r}")
-    hints = typing.get_type_hints(kind)
-    known = [f.name for f in dataclasses.fields(kind)]
-    values = {}
-    for key, value in plain.items():
-        if key not in known:
-            hint = nearest(str(key), known) or f"; known here are {', '.join(known) or 'no keys'}"
-            raise ConfigError(f"`{prefix}{key}` is not a known key{hint}")
-        values[key] = _convert(value, hints[key], f"{prefix}{key}")
-    return kind(**values)
-
-
-def _convert(value: object, hint: object, key: str) -> object:
-    """Return `value` as the annotated type: a section, a scalar, a list or a mapping."""
-    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-        return _build(hint, {} if value is None else value, f"{key}.")
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    kinds = [typing.get_origin(option) or option for option in options]
-    if float in kinds and isinstance(value, str):
-        # YAML reads 1e-3 as text; who writes it means a number.
-        with contextlib.suppress(ValueError):
-            value = float(value)
-    if Mapping in kinds and value is None:
-        return {}
-    if not any(_fits(value, kind) for kind in kinds):
-        wanted = " or ".join(getattr(kind, "__name__", str(kind)) for kind in kinds)
-        raise ConfigError(f"`{key}` must be {wanted}, got {value!r}")
-    return float(value) if kinds == [float] and isinstance(value, int) else value
-
-
-def _fits(value: object, kind: object) -> bool:
-    if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if kind is Mapping:
-        return isinstance(value, Mapping)
-    if kind is Sequence:
-        return isinstance(value, list)
-    return type(value) is kind
 
 
 def _require(condition: bool, key: str, wanted: str, value: object) -> None:

@@ -27,14 +27,17 @@ Weights = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class _Cut:
-    """Gradients of summed losses: of fusion and heads, and per record at the M embeddings."""
+    """Gradients of summed losses: of fusion and heads, and per record at the M embeddings.
+
+    Those of losses that do not reach a place are zero there.
+    """
 
     embeddings: dict[str, Tensor]
     fusion: Tensor
     heads: list[Tensor]
     fused: list[Tensor]
-    unimodal: list[Tensor] | None
-    terms: tuple[Tensor, list[Tensor]] | None
+    unimodal: list[Tensor]
+    terms: tuple[Tensor, list[Tensor]]
 
 
 def weighted_gradients(
@@ -62,10 +65,10 @@ def weighted_gradients(
     if terms is None:
         return _one_pass(model, blocks, batch, scales.live, weights, ratios)
     cut = _backward_to_embeddings(model, blocks, batch, scales.live, terms, weights)
-    pulls = {}
-    for m, name in enumerate(model.modalities):
-        pull = cut.fused[m] * ratios[m] + cut.terms[1][m]
-        pulls[encoder_block(name)] = pull + cut.unimodal[m] if cut.unimodal else pull
+    pulls = {
+        encoder_block(name): cut.fused[m] * ratios[m] + cut.unimodal[m] + cut.terms[1][m]
+        for m, name in enumerate(model.modalities)
+    }
     heads = dict(zip(map(head_block, model.modalities), cut.heads, strict=True))
     return {FUSION: cut.fusion + cut.terms[0]} | _pull_back(blocks, cut, pulls) | heads
 
@@ -158,25 +161,20 @@ def _group_row(
 
 def _fusion_row(path: Path, cut: _Cut, scales: Scales, g: int) -> Tensor:
     """Return the gradient of the fusion network that a path sends, [P_b]."""
-    if path.source == "fused":
-        return cut.fusion
-    terms = torch.zeros_like(cut.fusion) if cut.terms is None else cut.terms[0]
-    return terms if path.source == "terms" else cut.fusion * scales.fused[0, g] + terms
+    if path.source == "all":
+        return cut.fusion * scales.fused[0, g] + cut.terms[0]
+    return cut.terms[0] if path.source == "terms" else cut.fusion
 
 
 def _embedding_row(path: Path, cut: _Cut, scales: Scales, plan: RowPlan, m: int, g: int) -> Tensor:
     """Return the gradient at embedding m that an encoder path pulls back, [b, p]."""
-    zero = torch.zeros_like(cut.fused[m])
-    unimodal = zero if cut.unimodal is None else cut.unimodal[m]
-    terms = zero if cut.terms is None else cut.terms[1][m]
+    fused, unimodal, terms = cut.fused[m], cut.unimodal[m], cut.terms[1][m]
     fused_scale, unimodal_scale = scales.fused[m + 1, g], scales.unimodal[m, g]
     if path.source == "all":
-        return cut.fused[m] * fused_scale + unimodal * unimodal_scale + terms
-    if path.source == "unimodal":
-        return unimodal
-    if path.source == "terms":
-        return terms
-    return cut.fused[m] if plan.split else cut.fused[m] + unimodal * (unimodal_scale / fused_scale)
+        return fused * fused_scale + unimodal * unimodal_scale + terms
+    if path.source == "fused":
+        return fused if plan.split else fused + unimodal * (unimodal_scale / fused_scale)
+    return unimodal if path.source == "unimodal" else terms
 
 
 def _backward_to_embeddings(
@@ -194,9 +192,10 @@ def _backward_to_embeddings(
     head_leaf = [z.detach().requires_grad_(not probe) for z in embeddings]
     fused = model.fusion(fused_leaf, batch.present)
     unimodal = model.unimodal(head_leaf)
-    term_gradients = None
     fusion_parameters = blocks.parameters[FUSION]
     head_parameters = [blocks.parameters[head_block(name)] for name in model.modalities]
+    zeros = [torch.zeros_like(z) for z in embeddings]
+    term_gradients = torch.zeros_like(blocks.vectors[FUSION]), zeros
     if terms is not None:
         term_gradients = _term_gradients(
             terms.loss(fused, unimodal, batch), fusion_parameters, fused_leaf, [] if probe else head_leaf
@@ -211,7 +210,7 @@ def _backward_to_embeddings(
         _take(gradients, fusion_parameters),
         [_take(gradients, own) for own in head_parameters],
         [next(gradients) for _ in fused_leaf],
-        [next(gradients) for _ in head_leaf] if live else None,
+        [next(gradients) for _ in head_leaf] if live else zeros,
         term_gradients,
     )
 

@@ -38,7 +38,8 @@ def measure(
     head_gradients : bool
         Whether to add the last layers' gradients.
     """
-    model.eval()
+    if model.training:
+        model.eval()
     parts = (_measure_chunk(model, c, num_groups, bins, head_gradients) for c in chunks(records, chunk_size))
     return reduce(Signals.__add__, parts)
 
@@ -61,12 +62,12 @@ def _measure_chunk(
     masks = [everyone, *batch.present.unbind(1)]
     parts = []
     for own, mask in zip(scores, masks, strict=True):
-        if not torch.isfinite(own.logits).all():
-            raise InconsistentUpdates(
-                "the global model must give finite scores, got NaN or infinity; lower the learning rate"
-            )
         parts.append(head_signals(own.logits[mask], batch.labels[mask], batch.groups[mask], num_groups, bins))
     counts, losses, histograms = (np.stack(part) for part in zip(*parts, strict=True))
+    if not np.isfinite(losses).all():
+        raise InconsistentUpdates(
+            "the global model must give finite scores, got NaN or infinity; lower the learning rate"
+        )
     gradients = None
     if head_gradients:
         layers = [_last_layer(s, batch.labels, k) for s, k in zip(scores, masks, strict=True)]

@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 
 from fedfair.assessment import assess
 from fedfair.coefficients import Coefficients, FairnessTerm, LossTerms
-from fedfair.config import Config, first_difference
+from fedfair.config import Config
 from fedfair.coordinator import Coordinator
 from fedfair.data.schema import Schema
 from fedfair.errors import RunError
 from fedfair.metrics import macro_auc
+from fedfair.plain import first_difference
 from fedfair.signals import Signals
 
 ROUNDS, EVALUATION, CHECKPOINT = "rounds.jsonl", "evaluation.npz", "checkpoint.npz"

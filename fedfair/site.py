@@ -27,7 +27,7 @@ from fedfair.data.encode import (
 from fedfair.data.schema import Schema, SiteRecords
 from fedfair.data.split import train_test_split
 from fedfair.errors import DataError
-from fedfair.local import LocalTraining, SiteUpdate, train
+from fedfair.local import SiteUpdate, train
 from fedfair.measure import measure
 from fedfair.models import MultimodalModel, build_model
 from fedfair.paths import Scales
@@ -127,7 +127,7 @@ class Site:
         train_batch, test_batch = self._batches(bench, download)
         before = self._measure_train(bench, train_batch)
         test = self._measure_test(bench, test_batch)
-        config, labels = self.config.training, (self.name, round_number)
+        labels = (self.name, round_number)
         terms = None
         if download.terms:
             logits = torch.as_tensor(bin_logits(self.config.report.bins)).to(bench.kind)
@@ -140,14 +140,7 @@ class Site:
                 row_plan(self.config, self.schema),
                 Scales.build(download.coefficients, bench.kind),
                 terms,
-                LocalTraining(
-                    config.mode,
-                    config.local_epochs,
-                    config.batch_size,
-                    config.chunk_size,
-                    config.learning_rate,
-                    config.momentum,
-                ),
+                self.config.training,
                 torch_generator(self.config.seed, *labels, "batches"),
             )
         return SiteUpdate(self.name, {key: value.cpu().numpy() for key, value in rows.items()}, before, test)

@@ -16,12 +16,13 @@ from typing import Any
 
 import yaml
 
-from fedfair.config import Config, first_difference, load
+from fedfair.config import Config, load
 from fedfair.coordinator import Coordinator
 from fedfair.data import open_dataset
 from fedfair.data.schema import Schema
 from fedfair.errors import RunError
 from fedfair.modulation import METHODS
+from fedfair.plain import first_difference
 from fedfair.provenance import source_digest, versions
 from fedfair.record import EVALUATION, next_folder
 from fedfair.site import Workbench

@@ -16,13 +16,13 @@ from fedfair.config import (
     ReportConfig,
     TrainingConfig,
     apply,
-    first_difference,
     load,
     parse,
     parse_json,
 )
 from fedfair.errors import ConfigError
 from fedfair.modulation import METHODS, DualMimo, FedAvg, Mimo, MultiFair
+from fedfair.plain import first_difference
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 

@@ -1,0 +1,100 @@
+"""Plain data, as YAML gives it, to and from frozen dataclasses; every key and type is checked."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from fedfair.errors import ConfigError, nearest
+
+
+def read_yaml(text: str, origin: str) -> Any:  # noqa: ANN401, YAML holds anything
+    """Return what a YAML text holds; `origin` names it in the message.
+
+    Raises
+    ------
+    ConfigError
+        If it is not YAML.
+    """
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        where = str(error).replace("\n", " ")
+        raise ConfigError(f"{origin} must be valid YAML, got {where}") from error
+
+
+def build(kind: type[Any], plain: object, prefix: str) -> Any:  # noqa: ANN401, the kind decides
+    """Return the dataclass `kind` built from plain data.
+
+    Parameters
+    ----------
+    kind : type
+        A dataclass; its annotations say what is accepted.
+    plain : object
+        A mapping of its fields.
+    prefix : str
+        Of the keys in messages, such as ``training.``.
+
+    Raises
+    ------
+    ConfigError
+        Naming the key that is unknown or of the wrong type.
+    """
+    if not isinstance(plain, Mapping):
+        raise ConfigError(f"`{prefix.rstrip('.') or 'config'}` must be a section of keys, got {plain!r}")
+    hints = typing.get_type_hints(kind)
+    known = [f.name for f in dataclasses.fields(kind)]
+    values = {}
+    for key, value in plain.items():
+        if key not in known:
+            hint = nearest(str(key), known) or f"; known here are {', '.join(known) or 'no keys'}"
+            raise ConfigError(f"`{prefix}{key}` is not a known key{hint}")
+        values[key] = _convert(value, hints[key], f"{prefix}{key}")
+    return kind(**values)
+
+
+def _convert(value: object, hint: object, key: str) -> object:
+    """Return `value` as the annotated type: a section, a scalar, a list or a mapping."""
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return build(hint, {} if value is None else value, f"{key}.")
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    kinds = [typing.get_origin(option) or option for option in options]
+    if float in kinds and isinstance(value, str):
+        # YAML reads 1e-3 as text; who writes it means a number.
+        with contextlib.suppress(ValueError):
+            value = float(value)
+    if Mapping in kinds and value is None:
+        return {}
+    if not any(_fits(value, kind) for kind in kinds):
+        wanted = " or ".join(getattr(kind, "__name__", str(kind)) for kind in kinds)
+        raise ConfigError(f"`{key}` must be {wanted}, got {value!r}")
+    return float(value) if kinds == [float] and isinstance(value, int) else value
+
+
+def _fits(value: object, kind: object) -> bool:
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is Mapping:
+        return isinstance(value, Mapping)
+    if kind is Sequence:
+        return isinstance(value, list)
+    return type(value) is kind
+
+
+def first_difference(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> str | None:
+    """Return the first dotted key at which two plain configurations differ, or None."""
+    for key in sorted({*a, *b}):
+        x, y = a.get(key), b.get(key)
+        if isinstance(x, dict) and isinstance(y, dict):
+            if inner := first_difference(x, y, f"{prefix}{key}."):
+                return inner
+        elif x != y:
+            return f"{prefix}{key}"
+    # Options name modalities, classes and groups in an order that counts.
+    return None if list(a) == list(b) else f"{prefix}(order of keys)"

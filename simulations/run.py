@@ -18,13 +18,13 @@ import yaml
 
 from fedfair.config import Config, load
 from fedfair.coordinator import Coordinator
-from fedfair.data import open_dataset
+from fedfair.data import DataAdapter, TableAdapter, open_dataset
 from fedfair.data.schema import Schema
-from fedfair.errors import RunError
+from fedfair.errors import ConfigError, RunError
 from fedfair.modulation import METHODS
 from fedfair.plain import first_difference
 from fedfair.provenance import source_digest, versions
-from fedfair.record import EVALUATION, next_folder
+from fedfair.record import MODEL, next_folder
 from fedfair.site import Workbench
 from simulations.progress import RoundProgress
 
@@ -55,6 +55,7 @@ def run_experiment(request: Request) -> bool:
     """
     config = load(request.config, request.overrides)
     adapter = open_dataset(config.data.name, config.data.path, config.data.options, config.seed)
+    _check_sites(adapter)
     arms = list(dict.fromkeys([config.report.baseline, config.method.name]))
     seeds = [config.seed + k for k in range(request.seeds)]
     # Everything that the configuration can get wrong is refused before there is a folder.
@@ -76,13 +77,22 @@ def run_experiment(request: Request) -> bool:
         interrupted = True
     finally:
         finished = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        done = all((folder / f"seed-{s}" / a / EVALUATION).is_file() for s in seeds for a in arms)
+        done = all((folder / f"seed-{s}" / a / MODEL).is_file() for s in seeds for a in arms)
         _write(
             folder / EXPERIMENT,
             {**experiment, "status": "complete" if done else "interrupted", "finished": finished},
         )
     _conclude(folder, interrupted)
     return interrupted
+
+
+def _check_sites(adapter: DataAdapter) -> None:
+    """Refuse a table that belongs to one site as a whole: here every site would get all of it."""
+    if isinstance(adapter, TableAdapter) and adapter.spec.site is None and len(adapter.schema.sites) > 1:
+        raise ConfigError(
+            "`data.options.site` must name the column that tells the sites apart, got null; "
+            "a file of one site is for a deployment"
+        )
 
 
 def _arm_config(config: Config, arm: str, seed: int) -> Config:
@@ -95,7 +105,7 @@ def _arm_config(config: Config, arm: str, seed: int) -> Config:
 
 
 def _run_arm(config: Config, folder: Path, request: Request, schema: Schema) -> None:
-    if (folder / EVALUATION).is_file():
+    if (folder / MODEL).is_file():  # the last file that a run writes
         return
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "config.yaml"

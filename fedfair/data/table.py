@@ -84,7 +84,7 @@ class TableAdapter:
         for column in spec.columns:
             if column not in rows[0]:
                 raise DataError(f"`{column}` must be a column of the table{nearest(column, rows[0])}")
-        self._spec = spec
+        self.spec = spec
         self._members = _rows_by_site(rows, spec)
         self._schema = Schema(
             spec.modalities,
@@ -113,12 +113,12 @@ class TableAdapter:
             raise DataError(
                 f"`{site}` must have records in the table, got none; drop it from `data.options.sites`"
             )
-        modalities = {name: _raw(rows, modality) for name, modality in self._spec.modalities.items()}
+        modalities = {name: _raw(rows, modality) for name, modality in self.spec.modalities.items()}
         _check_modalities(modalities, site)
         return SiteRecords(
             modalities,
-            _indices(rows, self._spec.label, "label", site),
-            {name: _indices(rows, group, name, site) for name, group in self._spec.attributes.items()},
+            _indices(rows, self.spec.label, "label", site),
+            {name: _indices(rows, group, name, site) for name, group in self.spec.attributes.items()},
         )
 
 

@@ -167,6 +167,11 @@ def test_odd_sites_take_part(rows: list[Row], method: str) -> None:
     assert len(rounds(Path("out/seed-0") / method)) == 4
 
 
+def test_one_file_for_all_sites_is_not_split_by_guessing(capsys: pytest.CaptureFixture[str]) -> None:
+    config = write(table(), site=None, sites=["A", "B"])
+    assert "`data.options.site` must name the column" in refused(capsys, config)
+
+
 def test_an_existing_output_is_left_alone(capsys: pytest.CaptureFixture[str]) -> None:
     Path("out").mkdir()
     Path("out/precious").write_text("x")

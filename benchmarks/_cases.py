@@ -36,7 +36,9 @@ class Images:
     def schema(self) -> Schema:
         """Two modalities, two classes, two groups."""
         sites = tuple(f"site {k}" for k in range(1, SITES + 1))
-        return Schema({"image": IMAGE, "table": TABLE}, ("healthy", "ill"), {"sex": ("female", "male")}, sites)
+        return Schema(
+            {"image": IMAGE, "table": TABLE}, ("healthy", "ill"), {"sex": ("female", "male")}, sites
+        )
 
     def load(self, site: str) -> SiteRecords:
         """Return the records of one site."""
@@ -59,7 +61,9 @@ def images(path: str | None, options: Mapping[str, object], seed: int) -> Images
 HEART: dict[str, Any] = {"data": {"name": "heart"}, "training": {"batch_size": 32}}
 IMAGES: dict[str, Any] = {
     "data": {"name": "benchmarks._cases:images"},
-    "model": {"options": {"hidden": [16, 32, 32], "embedding_dim": 32, "hidden_by_modality": {"table": [32]}}},
+    "model": {
+        "options": {"hidden": [16, 32, 32], "embedding_dim": 32, "hidden_by_modality": {"table": [32]}}
+    },
     "training": {"batch_size": 64},
 }
 CASES = {"heart": HEART, "image + table": IMAGES}

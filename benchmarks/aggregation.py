@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -12,7 +11,7 @@ from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 from numpy.typing import NDArray
 
 from benchmarks._table import Table, milliseconds
-from benchmarks._timing import collector_off, compare, extra_memory, interleave, threads
+from benchmarks._timing import compare, extra_memory, interleave
 from fedfair.aggregation import combine
 from fedfair.coefficients import Coefficients
 from fedfair.local import SiteUpdate
@@ -29,52 +28,46 @@ Floats = NDArray[np.float32]
 
 def tables() -> Iterator[Table]:
     """Yield the times and memory for one row per site, and for one row per group."""
-    columns = ("sites send", "what is timed", "threads", "time", "to in-place NumPy", "extra memory")
-    rows = []
-    for count in sorted({1, os.cpu_count() or 1}):
-        with threads(count):
-            rows += [("one row", *cells) for cells in measured(one_row(), count)]
-    with threads(1):
-        rows += [("3 group rows", *cells) for cells in measured(group_rows(), 1)]
+    columns = ("sites send", "what is timed", "time", "to in-place NumPy (quartiles)", "extra memory")
+    rows: list[tuple[str, ...]] = [("one row", *cells) for cells in measured(one_row())]
+    rows += [("3 group rows", *cells) for cells in measured(group_rows())]
     yield Table("aggregation", columns, rows)
 
 
-def measured(actions: dict[str, Callable[[], object]], count: int) -> list[tuple[str, ...]]:
+def measured(actions: dict[str, Callable[[], object]]) -> list[tuple[str, ...]]:
     """Return the cells of each action; the last one is the peer of all."""
     times = interleave(list(actions.values()), TURNS)
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for (name, action), own in zip(actions.items(), times, strict=True):
         beside = compare(own, times[-1])
-        with collector_off():
-            models = extra_memory(action) / (4 * PARAMETERS)
+        models = extra_memory(action) / (4 * PARAMETERS)
         ratio = "1" if own is times[-1] else str(beside)
-        rows.append((name, str(count), milliseconds(beside.seconds), ratio, f"{models:.2f} models"))
+        rows.append((name, milliseconds(beside.seconds), ratio, f"{models:.2f} models"))
     return rows
 
 
 def one_row() -> dict[str, Callable[[], object]]:
     """Return the candidates for sites that send their model's change."""
-    sites = [_vectors(seed) for seed in range(SITES)]
-    updates = [_update(f"{k}", {f"{b}:all": v[None] for b, v in site.items()}) for k, site in enumerate(sites)]
-    sent = [{key: Array(value) for key, value in update.rows.items()} for update in updates]
-    records = [
+    sites = [{f"{block}:all": value[None] for block, value in _vectors(k).items()} for k in range(SITES)]
+    updates = [_update(str(k), site) for k, site in enumerate(sites)]
+    sent = [{key: Array(value) for key, value in site.items()} for site in sites]
+    model = _vectors(SITES)
+    rows = {block: [site[f"{block}:all"][0] for site in sites] for block in BLOCKS}
+
+    def from_messages() -> None:
+        decoded = [{n: from_bytes(a.data, a.dtype, a.shape) for n, a in own.items()} for own in sent]
+        _combine(model, [_update(str(k), own) for k, own in enumerate(decoded)], RowPlan())
+
+    replies = [
         RecordDict({"arrays": ArrayRecord(arrays), "metrics": MetricRecord({"num-examples": 1})})
         for arrays in sent
     ]
-    model = _vectors(SITES)
-
-    def decoded() -> None:
-        received = [
-            _update(f"{k}", {n: from_bytes(a.data, a.dtype, a.shape) for n, a in arrays.items()})
-            for k, arrays in enumerate(sent)
-        ]
-        _combine(model, received, RowPlan())
-
     return {
-        "fedfair, arrays": lambda: _combine(model, updates, RowPlan()),
-        "fedfair, from messages": decoded,
-        "Flower, from messages to message": lambda: aggregate_arrayrecords(records, "num-examples"),
-        "NumPy in place": lambda: [_in_place(model[b], [s[b] for s in sites]) for b in BLOCKS],
+        "fedfair: sum": lambda: _combine(model, updates, RowPlan()),
+        "fedfair: decode, sum": from_messages,
+        "Flower: sum alone": lambda: [_as_flower(own) for own in rows.values()],
+        "Flower: decode, sum, encode": lambda: aggregate_arrayrecords(replies, "num-examples"),
+        "NumPy in place: sum": lambda: [_in_place(model[block], own) for block, own in rows.items()],
     }
 
 
@@ -89,16 +82,25 @@ def group_rows() -> dict[str, Callable[[], object]]:
     model = _vectors(SITES)
     rows = {path.block: [row for site in sites for row in site[path.key]] for path in paths}
     return {
-        "fedfair, arrays": lambda: _combine(model, updates, plan),
-        "NumPy in place": lambda: [_in_place(model[block], own) for block, own in rows.items()],
+        "fedfair: sum": lambda: _combine(model, updates, plan),
+        "NumPy in place: sum": lambda: [_in_place(model[block], own) for block, own in rows.items()],
     }
 
 
-def _in_place(out: Floats, rows: list[Floats]) -> None:
+def _as_flower(rows: list[Floats]) -> Floats:
+    """Return the sum as `aggregate_arrayrecords` takes it, once it has decoded the arrays."""
+    total: Floats = rows[0] * 1e-3
+    for row in rows[1:]:
+        total += row * 1e-3
+    return total
+
+
+def _in_place(out: Floats, rows: list[Floats]) -> Floats:
     product = np.empty_like(out)
     for row in rows:
         np.multiply(row, np.float32(1e-3), out=product)
         out += product
+    return out
 
 
 def _combine(model: dict[str, Floats], updates: list[SiteUpdate], plan: RowPlan) -> None:

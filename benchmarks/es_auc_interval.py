@@ -31,11 +31,9 @@ def tables() -> Iterator[Table]:
         found["peer"] = frame(labels, groups, scores)
 
     own()
-    times = []
     with collector_off():
-        for _ in range(TURNS):
-            times.append((stopwatch(own, calls=20), stopwatch(peer)))
-    mine, theirs = np.transpose(times)
+        turns = [(stopwatch(own, calls=20), stopwatch(peer)) for _ in range(TURNS)]
+    mine, theirs = zip(*turns, strict=True)
     cost = compare(theirs, mine)
     columns = ("fedfair, all metrics", "fairlearn, AUC", "fairlearn / fedfair (quartiles)")
     cells = (milliseconds(cost.peer_seconds), milliseconds(cost.seconds))
@@ -79,9 +77,9 @@ def intervals(
 def frame(
     labels: NDArray[np.int64], groups: NDArray[np.int64], scores: NDArray[np.float64]
 ) -> dict[str, tuple[float, float, float]]:
-    """Return (value, low, high) by metric from MetricFrame; it has no ES-AUC, which needs all AUCs at once."""
-    from fairlearn.metrics import MetricFrame
-    from sklearn.metrics import roc_auc_score
+    """Return (value, low, high) by metric from MetricFrame, which has no ES-AUC and so no interval of it."""
+    from fairlearn.metrics import MetricFrame  # type: ignore[import-untyped]
+    from sklearn.metrics import roc_auc_score  # type: ignore[import-untyped]
 
     quantiles = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
     found = MetricFrame(
@@ -106,7 +104,7 @@ def frame(
 def _agreement(own: dict[str, Any], peer: dict[str, Any]) -> Table:
     columns = ("metric", "fedfair", "fairlearn", "values differ by")
     rows = [
-        (name, _interval(mine), _interval(peer[name]), f"{abs(mine[0] - peer[name][0]):.0e}")
+        (name, _interval(mine), _interval(peer[name]), f"{abs(mine[0] - peer[name][0]):.1g}")
         for name, mine in own.items()
     ]
     return Table("es-auc-values", columns, rows)

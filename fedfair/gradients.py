@@ -115,12 +115,8 @@ def path_gradients(
         return {f"{block}:all": value[None] for block, value in gradients.items()}
     num_groups = scales.fused.shape[1]
     paths = plan.paths(model.modalities, scales.live, terms is not None)
-    rows = {
-        path.key: blocks.vectors[path.block].new_zeros(
-            num_groups if path.grouped else 1, len(blocks.vectors[path.block])
-        )
-        for path in paths
-    }
+    counts = {path.key: num_groups if path.grouped else 1 for path in paths}
+    rows = {p.key: scales.fused.new_zeros(counts[p.key], len(blocks.vectors[p.block])) for p in paths}
     for g in torch.unique(batch.groups).tolist():
         members = batch.select(batch.groups == g)
         cut = _backward_to_embeddings(model, blocks, members, scales.live, terms)
@@ -145,7 +141,8 @@ def _group_row(
     for path in paths:
         kind, _, modality = path.block.partition("/")
         if kind == FUSION:
-            result[path.key] = _fusion_row(path, cut, scales, g)
+            weighted = cut.fusion * scales.fused[0, g] + cut.terms[0]
+            result[path.key] = {"fused": cut.fusion, "terms": cut.terms[0], "all": weighted}[path.source]
             continue
         m = model.modalities.index(modality)
         if kind == "head":
@@ -157,13 +154,6 @@ def _group_row(
         for block, row in _pull_back(blocks, cut, pull_by_block).items():
             result[f"{block}:{source}"] = row
     return result
-
-
-def _fusion_row(path: Path, cut: _Cut, scales: Scales, g: int) -> Tensor:
-    """Return the gradient of the fusion network that a path sends, [P_b]."""
-    if path.source == "all":
-        return cut.fusion * scales.fused[0, g] + cut.terms[0]
-    return cut.terms[0] if path.source == "terms" else cut.fusion
 
 
 def _embedding_row(path: Path, cut: _Cut, scales: Scales, plan: RowPlan, m: int, g: int) -> Tensor:
@@ -218,11 +208,8 @@ def _backward_to_embeddings(
 def _term_gradients(
     loss: Tensor, fusion: Sequence[Tensor], fused_leaf: Sequence[Tensor], head_leaf: Sequence[Tensor]
 ) -> tuple[Tensor, list[Tensor]]:
-    gradients = iter(
-        torch.autograd.grad(
-            loss, [*fusion, *fused_leaf, *head_leaf], retain_graph=True, materialize_grads=True
-        )
-    )
+    inputs = [*fusion, *fused_leaf, *head_leaf]
+    gradients = iter(torch.autograd.grad(loss, inputs, retain_graph=True, materialize_grads=True))
     own = _take(gradients, fusion)
     at_embeddings = [next(gradients) for _ in fused_leaf]
     return own, [a + b for a, b in zip(at_embeddings, gradients, strict=True)] if head_leaf else at_embeddings

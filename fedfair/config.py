@@ -55,7 +55,7 @@ class TrainingConfig(LocalTraining):
     `mode` gradient: one exact step on all records; update: local epochs, one row per group, the
     server recombines with fresh coefficients; weights: local epochs along last round's
     coefficients, no group rows. `group_rows` names the blocks that send group rows ("all" or a
-    list such as [fusion, encoder/ecg]). `split_rows` keeps the unimodal losses' gradients apart
+    list such as [fusion, encoder/ecg]). `split_rows` keeps the gradients of unimodal losses and terms apart
     (null: in gradient mode only). `exchanges` 2 asks for the signals first, so that coefficients
     are never one round old.
     """

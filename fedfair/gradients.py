@@ -141,8 +141,7 @@ def _group_row(
     for path in paths:
         kind, _, modality = path.block.partition("/")
         if kind == FUSION:
-            weighted = cut.fusion * scales.fused[0, g] + cut.terms[0]
-            result[path.key] = {"fused": cut.fusion, "terms": cut.terms[0], "all": weighted}[path.source]
+            result[path.key] = _fusion_row(path, cut, scales, plan, g)
             continue
         m = model.modalities.index(modality)
         if kind == "head":
@@ -156,6 +155,16 @@ def _group_row(
     return result
 
 
+def _fusion_row(path: Path, cut: _Cut, scales: Scales, plan: RowPlan, g: int) -> Tensor:
+    """Return the gradient of the fusion network that a path sends, [P_b]."""
+    terms, scale = cut.terms[0], scales.fused[0, g]
+    if path.source == "all":
+        return cut.fusion * scale + terms
+    if path.source == "fused":
+        return cut.fusion if plan.split else cut.fusion + terms / scale
+    return terms
+
+
 def _embedding_row(path: Path, cut: _Cut, scales: Scales, plan: RowPlan, m: int, g: int) -> Tensor:
     """Return the gradient at embedding m that an encoder path pulls back, [b, p]."""
     fused, unimodal, terms = cut.fused[m], cut.unimodal[m], cut.terms[1][m]
@@ -163,7 +172,7 @@ def _embedding_row(path: Path, cut: _Cut, scales: Scales, plan: RowPlan, m: int,
     if path.source == "all":
         return fused * fused_scale + unimodal * unimodal_scale + terms
     if path.source == "fused":
-        return fused if plan.split else fused + unimodal * (unimodal_scale / fused_scale)
+        return fused if plan.split else fused + (unimodal * unimodal_scale + terms) / fused_scale
     return unimodal if path.source == "unimodal" else terms
 
 

@@ -46,8 +46,9 @@ class RowPlan:
     grouped : frozenset[str]
         Blocks with group rows; the others send one row, weighted at the site.
     split : bool
-        Whether grouped encoders send the unimodal loss's gradient as rows of its own. If not, it
-        is joined to the fused one in the ratio of the coefficients that came with the model.
+        Whether grouped blocks send the gradients of the unimodal losses and of the extra terms as
+        rows of their own. If not, they are joined to the fused one in the ratio of the coefficients
+        that came with the model: the sum is the same until the server changes those.
     """
 
     grouped: frozenset[str] = frozenset()
@@ -67,7 +68,7 @@ class RowPlan:
         if block not in self.grouped:
             return [Path(block, "all", False)]
         rows = [Path(block, source, True) for source in sources]
-        return rows + ([Path(block, "terms", False)] if terms else [])
+        return rows + ([Path(block, "terms", False)] if terms and self.split else [])
 
 
 @dataclass(frozen=True)

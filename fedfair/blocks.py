@@ -61,7 +61,8 @@ class ParameterBlocks:
         _check_partition(model, self.parameters)
         _check_batch_statistics(model)
         self.vectors: dict[str, Tensor] = {
-            name: _flatten(parameters) for name, parameters in self.parameters.items()
+            name: _flatten(parameters, model.fusion.classifier.weight)
+            for name, parameters in self.parameters.items()
         }
 
     def load(self, vectors: Mapping[str, Tensor]) -> None:
@@ -84,9 +85,9 @@ class ParameterBlocks:
         return {name: vector.clone() for name, vector in self.vectors.items()}
 
 
-def _flatten(parameters: list[nn.Parameter]) -> Tensor:
+def _flatten(parameters: list[nn.Parameter], like: Tensor) -> Tensor:
     if not parameters:
-        return torch.zeros(0)
+        return like.new_zeros(0)
     vector = torch.cat([p.detach().reshape(-1) for p in parameters])
     start = 0
     for parameter in parameters:

@@ -48,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="KEY=VALUE",
         help="override a key, e.g. method.name=mimo",
     )
-    simulate.add_argument("--seeds", type=_positive, default=1, metavar="N", help="repeat with N seeds")
+    simulate.add_argument("--seeds", type=_positive, metavar="N", help="repeat with N seeds (default 1)")
     simulate.add_argument("--output", type=Path, help="a new folder; default runs/NAME/001, 002, ...")
     simulate.add_argument(
         "--workers", type=_natural, default=0, metavar="N", help="processes that share the sites; same bits"

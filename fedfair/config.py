@@ -159,7 +159,11 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
     """
     if not path.is_file():
         raise ConfigError(f"`config` must be an existing file, got {path}{_near_file(path)}")
-    plain = read_yaml(path.read_text(encoding="utf-8"), str(path))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} must be UTF-8 text, it is not ({error.reason})") from error
+    plain = read_yaml(text, str(path))
     if not isinstance(plain, dict):
         raise ConfigError(f"{path} must hold sections of keys, got {type(plain).__name__}")
     return parse(apply(plain, overrides))

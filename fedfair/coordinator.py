@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,7 +68,7 @@ class Coordinator:
     Raises
     ------
     ConfigError
-        If the attribute or a block name of the configuration is not in the schema.
+        If the attribute, a block name or the number of sites does not fit the schema.
     """
 
     def __init__(self, config: Config, schema: Schema, model: Mapping[str, Vector]) -> None:
@@ -75,6 +76,11 @@ class Coordinator:
             raise ConfigError(
                 f"`data.attribute` must be one of {list(schema.attributes)}, got {config.data.attribute!r}"
                 f"{nearest(config.data.attribute, schema.attributes)}"
+            )
+        if config.server.min_sites > len(schema.sites):
+            raise ConfigError(
+                f"`server.min_sites` must be at most {len(schema.sites)}, the sites of the data, "
+                f"got {config.server.min_sites}"
             )
         self.config, self.schema = config, schema
         self.modalities = tuple(schema.modalities)
@@ -86,22 +92,37 @@ class Coordinator:
         self.terms = LossTerms()
         self.coefficients = self._initial_coefficients()
         self.moments: dict[str, NDArray[np.float64]] = {}
+        self.surveyed: Mapping[str, str] = {}
         self._fresh: Modulation | None = None
 
-    def standardise(self, surveys: Sequence[Survey]) -> None:
+    def standardise(self, surveys: Mapping[str, Survey]) -> None:
         """Pool the sites' feature sums into moments and check that the data can be used.
+
+        A resumed run keeps its moments, whoever answers now.
+
+        Parameters
+        ----------
+        surveys : Mapping[str, Survey]
+            By site.
 
         Raises
         ------
         DataError
-            If a class, a modality or a group has no training record at any site.
+            If a class, a modality or a group has no training record at any site, or a site of a
+            resumed run has other records than before.
         """
-        counts = np.sum([s.train_counts for s in surveys], axis=0)
-        self._check_coverage(counts)
-        sums: FeatureSums = surveys[0].features
-        for survey in surveys[1:]:
-            sums = add_feature_sums(sums, survey.features)
-        self.moments = moments(sums)
+        found = {site: surveys[site].digest() for site in sorted(surveys)}
+        if self.surveyed:
+            for site, digest in found.items():
+                if self.surveyed.get(site, digest) != digest:
+                    raise DataError(
+                        f"site {site} must have the records that the run began with, got others; "
+                        "start a new run"
+                    )
+            return
+        self._check_coverage(np.sum([s.train_counts for s in surveys.values()], axis=0))
+        sums: FeatureSums = reduce(add_feature_sums, [surveys[site].features for site in found])
+        self.moments, self.surveyed = moments(sums), found
 
     def download(self) -> Download:
         """Return what the next round sends to every site."""

@@ -90,7 +90,11 @@ def _one_pass(
     unimodal = model.unimodal(embeddings if live else [z.detach() for z in embeddings])
     loss = _loss(model.fusion(entries, batch.present), unimodal, batch, weights)
     gradients = iter(torch.autograd.grad(loss, [p for own in blocks.parameters.values() for p in own]))
-    return {name: _take(gradients, own) for name, own in blocks.parameters.items()}
+    # An empty block (an encoder without parameters) is its own gradient.
+    return {
+        name: _take(gradients, own) if own else blocks.vectors[name]
+        for name, own in blocks.parameters.items()
+    }
 
 
 def path_gradients(
@@ -239,8 +243,7 @@ def _loss(
 
 
 def _take(gradients: Iterator[Tensor], parameters: Sequence[Tensor]) -> Tensor:
-    own = [next(gradients).reshape(-1) for _ in parameters]
-    return torch.cat(own) if own else torch.zeros(0)
+    return torch.cat([next(gradients).reshape(-1) for _ in parameters])
 
 
 def _pull_back(blocks: ParameterBlocks, cut: _Cut, pulls: Mapping[str, Tensor]) -> dict[str, Tensor]:

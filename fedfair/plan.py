@@ -25,7 +25,8 @@ def row_plan(config: Config, schema: Schema) -> RowPlan:
     for name in wanted:
         if name not in names:
             raise ConfigError(
-                f"`training.group_rows` must name blocks of the model, got {name!r}{nearest(name, names)}"
+                f"`training.group_rows` must name blocks of the model, got {name!r}"
+                f"{nearest(str(name), names)}"
             )
     if training.mode == "weights" or not config.method.modulates:
         return RowPlan()

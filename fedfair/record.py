@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from numpy.typing import NDArray
 
 from fedfair.assessment import assess
@@ -113,6 +114,11 @@ class RunFolder:
         self.path = path
         path.mkdir(parents=True, exist_ok=True)
 
+    def save_config(self, config: Config) -> None:
+        """Save the effective configuration."""
+        text = yaml.safe_dump(config.to_dict(), sort_keys=False)
+        _write_atomically(self.path / "config.yaml", text.encode())
+
     def append(self, record: RoundRecord) -> None:
         """Append one line to the round records."""
         with (self.path / ROUNDS).open("a", encoding="utf-8") as file:
@@ -122,9 +128,10 @@ class RunFolder:
         """Keep only the records of models made by at most `rounds` rounds."""
         file = self.path / ROUNDS
         if file.is_file():
-            lines = [x for x in file.read_text(encoding="utf-8").splitlines() if x.endswith("}")]
-            kept = [x for x in lines if json.loads(x)["round"] <= rounds]
-            _write_atomically(file, "".join(x + "\n" for x in kept).encode())
+            lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+            # A line without its end was cut by a crash.
+            kept = [x for x in lines if x.endswith("\n") and json.loads(x)["round"] <= rounds]
+            _write_atomically(file, "".join(kept).encode())
 
     def save_evaluation(
         self, schema: Schema, train_counts: Mapping[str, NDArray[np.float64]], test: Mapping[str, Signals]
@@ -150,6 +157,7 @@ class RunFolder:
             "round": coordinator.round,
             "config": coordinator.config.to_dict(),
             "made": _plain(vars(made)),
+            "surveyed": dict(coordinator.surveyed),
         }
         arrays["meta"] = np.frombuffer(json.dumps(meta).encode(), dtype=np.uint8)
         buffer = io.BytesIO()
@@ -177,6 +185,7 @@ class RunFolder:
         if key := first_difference(meta["config"], coordinator.config.to_dict()):
             raise RunError(f"`{key}` must be as in the run to resume, it differs; start a new run instead")
         _restore(coordinator, arrays, meta["round"])
+        coordinator.surveyed = meta["surveyed"]
         return Made(**meta["made"])
 
     def save_model(
@@ -190,16 +199,24 @@ class RunFolder:
         _write_atomically(self.path / MODEL, model.getvalue())
 
 
+def newest_folder(parent: Path) -> Path | None:
+    """Return the last of ``parent/001``, ``parent/002`` ..., or None if there is none."""
+    return max(
+        (p for p in parent.glob("[0-9]*") if p.name.isdigit()), key=lambda p: int(p.name), default=None
+    )
+
+
 def next_folder(parent: Path) -> Path:
     """Return the first of ``parent/001``, ``parent/002`` ... after all that exist."""
-    taken = [int(p.name) for p in parent.glob("[0-9]*") if p.name.isdigit()]
-    return parent / f"{max(taken, default=0) + 1:03d}"
+    last = newest_folder(parent)
+    return parent / f"{1 if last is None else int(last.name) + 1:03d}"
 
 
 def _state(coordinator: Coordinator) -> dict[str, NDArray[Any]]:
     arrays: dict[str, NDArray[Any]] = {f"model/{k}": v for k, v in coordinator.model.items()}
     arrays |= {f"velocity/{k}": v for k, v in (coordinator.velocity or {}).items()}
     arrays |= {f"memory/{k}": v for k, v in coordinator.memory.items()}
+    arrays |= {f"moments/{k}": v for k, v in coordinator.moments.items()}
     arrays["fused"], arrays["unimodal"] = coordinator.coefficients.fused, coordinator.coefficients.unimodal
     terms = coordinator.terms
     if terms.direction is not None:
@@ -218,6 +235,7 @@ def _restore(coordinator: Coordinator, arrays: Mapping[str, NDArray[Any]], round
     if coordinator.velocity is not None:
         coordinator.velocity = part("velocity/")
     coordinator.memory = part("memory/")
+    coordinator.moments = part("moments/")
     coordinator.coefficients = Coefficients(
         arrays["fused"], arrays["unimodal"], coordinator.config.method.live
     )

@@ -26,7 +26,7 @@ from fedfair.data.encode import (
 )
 from fedfair.data.schema import Schema, SiteRecords
 from fedfair.data.split import train_test_split
-from fedfair.errors import DataError
+from fedfair.errors import ConfigError, DataError
 from fedfair.local import SiteUpdate, train
 from fedfair.measure import measure
 from fedfair.models import MultimodalModel, build_model
@@ -200,7 +200,18 @@ def _dropout_seeded(device: torch.device, seed: int) -> Iterator[None]:
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device `name`, or the first GPU if there is one for ``auto``."""
+    """Return the device `name`, or the first GPU if there is one for ``auto``.
+
+    Raises
+    ------
+    ConfigError
+        If torch knows no such device or it is not there.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
+    try:
+        return torch.zeros(1, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"`training.device` must be auto, cpu or a device of this machine, got {name!r}"
+        ) from error

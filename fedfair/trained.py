@@ -64,14 +64,20 @@ def load_trained(folder: Path, schema: Schema) -> TrainedModel:
     Raises
     ------
     RunError
-        If the folder holds no finished run.
+        If the folder holds no finished run, or one of another schema.
     """
     for name in (MODEL, MOMENTS, "config.yaml"):
         if not (folder / name).is_file():
             raise RunError(f"`folder` must hold a finished run with {name}, got {folder}")
     config = load(folder / "config.yaml")
     model = build_model(config.model.name, schema, config.model.options, config.seed)
-    model.load_state_dict(torch.load(folder / MODEL, weights_only=True))
+    state = torch.load(folder / MODEL, map_location="cpu", weights_only=True)
+    own = {name: value.shape for name, value in model.state_dict().items()}
+    if own != {name: value.shape for name, value in state.items()}:
+        raise RunError(
+            f"`schema` must be that of the data the run was trained on, its model differs: {folder}"
+        )
+    model.to(next(iter(state.values())).dtype).load_state_dict(state)
     with np.load(folder / MOMENTS) as stored:
         moments = {name: stored[name] for name in stored.files}
     return TrainedModel(model.eval(), schema, moments)

@@ -6,6 +6,7 @@ drift apart. Names are ``part/field``; a dictionary is sorted into a message by 
 
 from __future__ import annotations
 
+import hashlib
 import io
 import math
 from collections.abc import Mapping
@@ -63,6 +64,15 @@ class Survey:
     features: FeatureSums
     train_counts: Floats
     test_counts: Floats
+
+    def digest(self) -> str:
+        """Return a hash of all sums, which tells whether a site's records are still the same."""
+        arrays = [
+            *(self.features[name] for name in sorted(self.features)),
+            self.train_counts,
+            self.test_counts,
+        ]
+        return hashlib.sha256(b"".join(a.tobytes() for a in arrays)).hexdigest()[:16]
 
 
 def to_bytes(array: NDArray[np.generic]) -> bytes:

@@ -34,6 +34,7 @@ def main(grid: Grid, context: Context) -> None:
     bench = Workbench(config, adapter.schema)
     coordinator = Coordinator(config, adapter.schema, bench.vectors())
     folder = RunFolder(Path(str(context.run_config.get("output") or default_output(config))))
+    folder.save_config(config)
     strategy = ModulatedAggregation(coordinator, folder, source_digest(ROOT))
     if made := folder.load_checkpoint(coordinator):
         logger.info("resuming after round %d of %s", coordinator.round, folder.path)

@@ -62,7 +62,7 @@ class ModulatedAggregation(Strategy):
         for reason in self._failed.values():
             raise RunError(f"every connected site must be ready, one is not: {reason}")
         self.surveys = {site: wire.unpack_survey(arrays) for site, arrays in replies.items()}
-        self.coordinator.standardise([self.surveys[site] for site in sorted(self.surveys)])
+        self.coordinator.standardise(self.surveys)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -183,6 +183,10 @@ class ModulatedAggregation(Strategy):
                 self._failed[node] = reply.error.reason or f"error code {reply.error.code}"
                 continue
             site = str(reply.content.config_records["site"]["name"])
+            if site in received:
+                raise RunError(
+                    f"site {site} must be one node, got two; correct the `site` of one node's config"
+                )
             if (schema := str(reply.content.config_records["site"]["schema"])) != self.schema:
                 raise RunError(
                     f"the data of site {site} must have the server's schema ({self.schema}), got {schema}: "

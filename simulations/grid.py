@@ -11,7 +11,7 @@ import itertools
 import multiprocessing
 import os
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, wait
 from types import TracebackType
 from typing import Self
 
@@ -87,9 +87,10 @@ class InProcessGrid(Grid):
         jobs = [(message, self._contexts[message.metadata.dst_node_id]) for message in prepared]
         if self._pool is None:
             return [_call(self._client_app, *job) for job in jobs]
-        return list(
-            self._pool.map(_call_in_worker, *zip(*jobs, strict=True), timeout=timeout) if jobs else []
-        )
+        futures = [self._pool.submit(_call_in_worker, *job) for job in jobs]
+        # A site that is late is left out, as on Flower's other engines.
+        done = wait(futures, timeout).done
+        return [future.result() for future in futures if future in done]
 
     def _prepare(self, message: Message) -> Message:
         """Return the message with an id, which elsewhere the SuperLink gives it."""

@@ -24,7 +24,7 @@ from fedfair.errors import ConfigError, RunError
 from fedfair.modulation import METHODS
 from fedfair.plain import first_difference
 from fedfair.provenance import source_digest, versions
-from fedfair.record import MODEL, next_folder
+from fedfair.record import MODEL, newest_folder, next_folder
 from fedfair.site import Workbench
 from simulations.progress import RoundProgress
 
@@ -38,7 +38,7 @@ class Request:
 
     config: Path
     overrides: tuple[str, ...] = ()
-    seeds: int = 1
+    seeds: int | None = None
     output: Path | None = None
     workers: int = 0
     engine: str = "in-process"
@@ -57,11 +57,11 @@ def run_experiment(request: Request) -> bool:
     adapter = open_dataset(config.data.name, config.data.path, config.data.options, config.seed)
     _check_sites(adapter)
     arms = list(dict.fromkeys([config.report.baseline, config.method.name]))
-    seeds = [config.seed + k for k in range(request.seeds)]
     # Everything that the configuration can get wrong is refused before there is a folder.
     Coordinator(config, adapter.schema, Workbench(config, adapter.schema).vectors())
-    folder = _open_folder(request, config)
-    experiment = _describe(request, config, adapter.schema, arms, seeds)
+    wanted = _describe(request, config, adapter.schema, arms)
+    folder, experiment = _open_folder(request, wanted)
+    seeds: list[int] = experiment["seeds"]
     _write(folder / EXPERIMENT, experiment)
     (folder / "config.yaml").write_text(yaml.safe_dump(config.to_dict(), sort_keys=False), encoding="utf-8")
     interrupted = False
@@ -82,7 +82,7 @@ def run_experiment(request: Request) -> bool:
             folder / EXPERIMENT,
             {**experiment, "status": "complete" if done else "interrupted", "finished": finished},
         )
-    _conclude(folder, interrupted)
+    _conclude(folder, f"{experiment['command']} --resume --output {folder}" if interrupted else None)
     return interrupted
 
 
@@ -138,40 +138,43 @@ def _run_in_process(run_config: dict[str, bool | float | int | str], sites: int,
         server_app(grid, context)
 
 
-def _open_folder(request: Request, config: Config) -> Path:
-    """Return a new folder, or the one to resume.
+def _open_folder(request: Request, wanted: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
+    """Return a new folder with what is wanted, or the one to resume with what it began with.
 
     Raises
     ------
     RunError
-        If the folder exists and is not to be resumed, or there is nothing to resume, or its
-        configuration differs.
+        If the folder exists and is not to be resumed, cannot be made, or there is nothing to resume,
+        or what is wanted differs from what the run began with.
     """
-    parent = Path("runs") / config.name
+    parent = Path("runs") / wanted["name"]
     if not request.resume:
         folder = request.output or next_folder(parent)
         if folder.exists():
             raise RunError(f"`--output` must not exist yet, got {folder}; add --resume to go on with it")
-        folder.mkdir(parents=True)
-        return folder
-    existing = sorted(p for p in parent.glob("[0-9]*") if p.is_dir())
-    found = request.output or (existing[-1] if existing else None)
+        try:
+            folder.mkdir(parents=True)
+        except OSError as error:
+            raise RunError(f"`--output` must be a folder that can be made, got {folder} ({error})") from error
+        return folder, wanted
+    found = request.output or newest_folder(parent)
     if found is None or not (found / EXPERIMENT).is_file():
         raise RunError(f"`--resume` must find a run, got none in {found or parent}")
-    before: Mapping[str, Any] = json.loads((found / EXPERIMENT).read_text(encoding="utf-8"))["config"]
-    if key := first_difference(before, config.to_dict()):
+    before: dict[str, Any] = json.loads((found / EXPERIMENT).read_text(encoding="utf-8"))
+    if request.seeds is None:
+        wanted["seeds"] = before["seeds"]
+    same = ("config", "schema", "code_digest", "seeds")
+    if key := first_difference({k: before[k] for k in same}, {k: wanted[k] for k in same}):
         raise RunError(
             f"`{key}` must be as in the run to resume ({found}), it differs; start a new run instead"
         )
-    return found
+    return found, before
 
 
-def _describe(
-    request: Request, config: Config, schema: Schema, arms: list[str], seeds: list[int]
-) -> dict[str, Any]:
+def _describe(request: Request, config: Config, schema: Schema, arms: list[str]) -> dict[str, Any]:
     command = ["fedfair", "simulate", str(request.config)]
     command += [part for text in request.overrides for part in ("--set", text)]
-    command += ["--seeds", str(request.seeds)]
+    command += ["--seeds", str(request.seeds or 1)]
     return {
         "name": config.name,
         "command": shlex.join(command),
@@ -179,7 +182,7 @@ def _describe(
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "finished": None,
         "synthetic": config.data.synthetic or config.data.name == "synthetic",
-        "seeds": seeds,
+        "seeds": [config.seed + k for k in range(request.seeds or 1)],
         "arms": arms,
         "attribute": config.data.attribute,
         "rounds": config.rounds,
@@ -196,11 +199,11 @@ def _describe(
     }
 
 
-def _conclude(folder: Path, interrupted: bool) -> None:
+def _conclude(folder: Path, go_on: str | None) -> None:
     from fedfair.report import comparison_table, write_report
 
-    if interrupted:
-        sys.stderr.write(f"interrupted: what was done is kept; go on with --resume --output {folder}\n")
+    if go_on:
+        sys.stderr.write(f"interrupted: what was done is kept; go on with: {go_on}\n")
     if any(folder.glob("seed-*/*/rounds.jsonl")):
         path = write_report(folder)
         sys.stdout.write(f"\n{comparison_table(folder)}\n\nreport: {path}\n")

@@ -51,6 +51,12 @@ def late_fusion(
         raise ConfigError(
             f"`model.options.hidden_by_modality` must name modalities of the data, got {sorted(unknown)}"
         )
+    for width in (hidden, [embedding_dim], *overrides.values()):
+        if not isinstance(width, Sequence) or not all(isinstance(w, int) and w >= 1 for w in width):
+            raise ConfigError(
+                "`model.options.hidden` must be a list of integers of at least 1, and `embedding_dim` such "
+                f"an integer, got {width!r}"
+            )
     encoders = {
         name: _encoder(name, spec, overrides.get(name, hidden), embedding_dim)
         for name, spec in schema.modalities.items()

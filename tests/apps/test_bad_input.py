@@ -94,6 +94,11 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
         ("data.name=nowhere:make", "`data.name` must name an importable module"),
         ("training.group_rows=[encoder/ecg]", "`training.group_rows` must name blocks"),
         ("report.bins=7", "`report.bins` must be even"),
+        ("server.min_sites=5", "`server.min_sites` must be at most 4"),
+        ("training.device=gpu", "`training.device` must be auto, cpu or a device"),
+        ("training.group_rows=[1]", "`training.group_rows` must name blocks of the model, got 1"),
+        ("model.options={hidden: 16}", "`model.options.hidden` must be a list of integers"),
+        ("model.options={embedding_dim: 0}", "`model.options.hidden` must be a list of integers"),
         ("rounds", "`--set` must be key=value"),
         ("data=[]", "`data` must be a section of keys"),
         ("method={name: [a]}", "`method.name` must be one of"),
@@ -185,6 +190,30 @@ def test_a_second_run_gets_a_folder_of_its_own() -> None:
     assert sorted(p.name for p in Path("runs/heart").iterdir()) == ["001", "002"]
 
 
+def test_resume_goes_on_with_the_seeds_it_began_with(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [HEART, "--output", "out", "--set", "rounds=1", "--set", "report.resamples=20"]
+    assert main(["simulate", *map(str, arguments), "--seeds", "2"]) == 0
+    before = json.loads(Path("out/experiment.json").read_text())
+    Path("out/seed-1/dual_mimo/model.pt").unlink()
+    capsys.readouterr()
+    assert "`seeds` must be as in the run to resume" in refused(capsys, *arguments, "--resume", "--seeds", 3)
+    assert main(["simulate", *map(str, arguments), "--resume"]) == 0
+    after = json.loads(Path("out/experiment.json").read_text())
+    assert after["seeds"] == [0, 1]
+    assert (after["status"], after["created"]) == ("complete", before["created"])
+    assert Path("out/seed-1/dual_mimo/model.pt").is_file()
+
+
+def test_a_folder_that_cannot_be_made(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("file").write_text("x")
+    assert "`--output` must be a folder that can be made" in refused(capsys, HEART, "--output", "file/out")
+
+
+def test_a_configuration_that_is_not_utf8(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("odd.yaml").write_bytes("# Hôpital\nname: x\n".encode("latin-1"))
+    assert "odd.yaml must be UTF-8" in refused(capsys, "odd.yaml")
+
+
 def test_nothing_to_resume(capsys: pytest.CaptureFixture[str]) -> None:
     assert "`--resume` must find a run" in refused(capsys, HEART, "--resume")
 
@@ -208,7 +237,7 @@ def test_ctrl_c_keeps_what_was_done_and_resume_completes_it(tmp_path: Path) -> N
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "--resume --output out" in err
+    assert "--seeds 1 --resume --output out" in err
     assert "Traceback" not in err
     assert json.loads(Path("out/experiment.json").read_text())["status"] == "interrupted"
     assert "interrupted" in Path("out/report.html").read_text()

@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from flwr.app import Context, Message, RecordDict
 
 from client.app import app as client_app
-from fedfair.errors import RunError
+from fedfair.config import load
+from fedfair.coordinator import Coordinator
+from fedfair.data.heart import heart
+from fedfair.errors import DataError, RunError
+from fedfair.record import Made, RunFolder
+from fedfair.site import Site, Workbench
 from server.app import app as server_app
 from simulations.grid import InProcessGrid
 from tests.apps.runs import HEART, run, same_bits
@@ -60,3 +66,29 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
     (folder / "checkpoint.npz").write_bytes(raw)
     with pytest.raises(RunError, match="checksum differs"):
         run(tmp_path / "run", ["rounds=1"])
+
+
+def test_a_torn_last_line_of_the_records_is_dropped(tmp_path: Path) -> None:
+    folder = run(tmp_path / "run", ["rounds=2"])
+    whole = (folder / "rounds.jsonl").read_text()
+    with (folder / "rounds.jsonl").open("a") as file:
+        file.write('{"round": 3, "test": {"group_counts": {"f": [1, 2]}')
+    run(tmp_path / "run", ["rounds=2"])
+    lines = (folder / "rounds.jsonl").read_text().splitlines()
+    assert len(lines) == len(whole.splitlines()) == 3
+
+
+def test_a_resumed_run_keeps_its_moments_and_refuses_other_records(tmp_path: Path) -> None:
+    """Who answers after the restart must not change how inputs are standardised."""
+    config, schema = load(HEART), heart().schema
+    bench = Workbench(config, schema)
+    surveys = {site: Site(site, config, heart()).survey for site in schema.sites}
+    first = Coordinator(config, schema, bench.vectors())
+    first.standardise(surveys)
+    RunFolder(tmp_path).save_checkpoint(first, Made())
+    second = Coordinator(config, schema, bench.vectors())
+    RunFolder(tmp_path).load_checkpoint(second)
+    second.standardise({"Cleveland": surveys["Cleveland"]})
+    assert all(np.array_equal(first.moments[m], second.moments[m]) for m in first.moments)
+    with pytest.raises(DataError, match="site Cleveland must have the records that the run began with"):
+        second.standardise({"Cleveland": surveys["Hungary"]})

@@ -113,3 +113,13 @@ def test_a_site_with_other_code_refuses(tmp_path: Path, monkeypatch: pytest.Monk
 def test_the_number_of_virtual_nodes_must_be_the_number_of_sites(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="`num-supernodes` must be 4"):
         run(tmp_path / "run", sites=3)
+
+
+def test_two_nodes_of_one_site_are_refused(tmp_path: Path) -> None:
+    grid = InProcessGrid(client_app, 4)
+    for context in grid._contexts.values():
+        context.node_config["site"] = "Cleveland"
+    values = {"config": str(HEART), "overrides": "rounds=1", "output": str(tmp_path / "run")}
+    context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=values)
+    with pytest.raises(RunError, match="site Cleveland must be one node, got two"):
+        server_app(grid, context)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from sklearn.metrics import roc_auc_score
 
 from fedfair.cli import main
@@ -15,7 +16,7 @@ from fedfair.data.split import train_test_split
 from fedfair.errors import RunError
 from fedfair.metrics import auc_bound
 from fedfair.trained import load_trained
-from tests.apps.runs import HEART, rounds
+from tests.apps.runs import HEART, rounds, run
 
 
 def test_a_saved_model_has_the_auc_that_was_reported(tmp_path: Path) -> None:
@@ -39,3 +40,11 @@ def test_a_saved_model_has_the_auc_that_was_reported(tmp_path: Path) -> None:
 def test_an_unfinished_run_has_no_model(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"must hold a finished run with model\.pt"):
         load_trained(tmp_path, open_dataset("heart", None, {}, 0).schema)
+
+
+def test_a_model_of_another_schema_or_dtype(tmp_path: Path) -> None:
+    folder = run(tmp_path / "run", ["rounds=1", "training.dtype=float64"])
+    schema = open_dataset("heart", None, {}, 0).schema
+    assert next(load_trained(folder, schema).model.parameters()).dtype == torch.float64
+    with pytest.raises(RunError, match="`schema` must be that of the data"):
+        load_trained(folder, open_dataset("synthetic", None, {}, 0).schema)

@@ -41,7 +41,7 @@ def rounds(case: str, method: str, training: dict[str, Any]) -> Callable[[], obj
     bench = Workbench(config, adapter.schema)
     sites = [Site(name, config, adapter) for name in adapter.schema.sites]
     coordinator = Coordinator(config, adapter.schema, bench.vectors())
-    coordinator.standardise([site.survey for site in sites])
+    coordinator.standardise({site.name: site.survey for site in sites})
 
     def play() -> None:
         download, number = coordinator.download(), coordinator.round + 1

@@ -116,10 +116,11 @@ def _superlink(cwd: Path, environment: Mapping[str, str]) -> Iterator[str]:
             time.sleep(0.2)
         yield f"127.0.0.1:{port}"
     finally:
-        _stop(process)
+        stop(process)
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End a program, by force if it does not end by itself within 20 seconds."""
     process.terminate()
     try:
         process.wait(timeout=20)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -40,7 +41,7 @@ class Head(nn.Module):
         return Scores(self.classifier(features), features)
 
 
-class Fusion(nn.Module):
+class Fusion(nn.Module, ABC):
     """Joins the embeddings of the modalities; subclasses write `join`.
 
     Parameters
@@ -53,9 +54,9 @@ class Fusion(nn.Module):
         super().__init__()
         self.classifier = classifier
 
+    @abstractmethod
     def join(self, embeddings: Sequence[Tensor], present: Tensor) -> Tensor:
         """Return features [B, P] from M embeddings [B, p] and the mask `present` [B, M]."""
-        raise NotImplementedError
 
     def forward(self, embeddings: Sequence[Tensor], present: Tensor) -> Scores:
         """Return the fused scores."""

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from simulations.flower_engine import BUNDLE, ENVIRONMENT
+from simulations.flower_engine import BUNDLE, ENVIRONMENT, stop
 from tests.apps.runs import ROOT, run, same_bits
 
 SITES = ("Cleveland", "Hungary", "Switzerland", "VA Long Beach")
@@ -45,12 +45,7 @@ def program(command: list[str], cwd: Path, environment: Mapping[str, str], log: 
     try:
         yield
     finally:
-        process.terminate()
-        try:
-            process.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        stop(process)
 
 
 @pytest.mark.slow

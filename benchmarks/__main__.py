@@ -13,11 +13,19 @@ import torch
 from benchmarks import _table
 
 # In the order of docs/performance.md.
-NAMES = ("engine", "flower", "group_gradients", "round_overhead", "aggregation", "es_auc_interval")
+NAMES = (
+    "engine",
+    "flower",
+    "group_gradients",
+    "round_overhead",
+    "aggregation",
+    "es_auc_interval",
+    "private_step",
+)
 
 # Steps that allocate megabytes: whether glibc returns them to the system after each step, to page them in
 # again in the next, depends on what else lies in memory and changes a step by a quarter. Here it keeps them.
-STEADY = ("group_gradients", "round_overhead")
+STEADY = ("group_gradients", "round_overhead", "private_step")
 KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(1 << 30), "MALLOC_MMAP_THRESHOLD_": str(1 << 25)}
 
 

@@ -63,7 +63,8 @@ def intervals(
         GROUPS,
         BINS,
     )
-    signals = Signals(*(part[None] for part in counted))
+    counts, losses, histograms = (part[None] for part in counted)
+    signals = Signals(counts, losses, histograms)
     table = assess(signals, (GROUPS,), 0)
     ranges = metric_intervals(signals, (GROUPS,), 0, RESAMPLES, np.random.default_rng(1), level=LEVEL)
     values = {"AUC": "auc", "ES-AUC": "es_auc"}

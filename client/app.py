@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -13,9 +14,11 @@ from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 
 from fedfair import wire
+from fedfair.budget import ledger_folder, site_ledger
 from fedfair.config import Config, parse_json
 from fedfair.data import open_dataset
-from fedfair.errors import ConfigError, RunError, nearest
+from fedfair.errors import ConfigError, PrivacyBudgetExhausted, RunError, nearest
+from fedfair.privacy.edge import Discreet
 from fedfair.provenance import source_digest
 from fedfair.site import Site, Workbench
 
@@ -51,21 +54,14 @@ def signals(message: Message, context: Context) -> Message:
 def evaluate(message: Message, context: Context) -> Message:
     """Measure the final model on the training and the test records."""
     download = _download(message)
-    return _answer(
-        message,
-        context,
-        lambda site, bench: {
-            **wire.pack_signals("train", site.signals(bench, download)),
-            **wire.pack_signals("test", site.evaluate(bench, download)),
-        },
-    )
+    return _answer(message, context, lambda site, bench: wire.pack_update(site.assess(bench, download)))
 
 
 class _Run:
     """What a process keeps of one run: the data, the model it trains, the sites it has played."""
 
-    def __init__(self, config: Config) -> None:
-        self.config = config
+    def __init__(self, config: Config, run: str, ledgers: Path, cap: float | None) -> None:
+        self.config, self.run, self.ledgers, self.cap = config, run, ledgers, cap
         self.adapter = open_dataset(config.data.name, config.data.path, config.data.options, config.seed)
         self.bench = Workbench(config, self.adapter.schema)
         self._sites: dict[str, Site] = {}
@@ -73,15 +69,23 @@ class _Run:
     def site(self, name: str) -> Site:
         """Return a site, its records read once."""
         if name not in self._sites:
-            self._sites[name] = Site(name, self.config, self.adapter)
+            self._sites[name] = self._open(name)
         return self._sites[name]
+
+    def _open(self, name: str) -> Site:
+        if self.config.privacy.mode != "sample":
+            return Site(name, self.config, self.adapter)
+        from fedfair.privacy.site import PrivateSite
+
+        ledger = site_ledger(self.config, self.ledgers, name, self.cap)
+        return PrivateSite(name, self.config, self.adapter, ledger, self.run)
 
 
 @lru_cache(maxsize=1)
-def _run(run_id: int, config_json: str) -> _Run:
+def _run(run_id: int, config_json: str, run: str, ledgers: Path, cap: float | None) -> _Run:
     """Return the run; its id keeps a later run from seeing files as they were before."""
     del run_id
-    return _Run(parse_json(config_json))
+    return _Run(parse_json(config_json), run, ledgers, cap)
 
 
 def _answer(message: Message, context: Context, work: Work) -> Message:
@@ -89,13 +93,30 @@ def _answer(message: Message, context: Context, work: Work) -> Message:
     _check_source(str(told["source"]))
     # More than one thread would change the order of sums, hence bits.
     torch.set_num_threads(1)
-    run = _run(context.run_id, str(told["config"]))
+    config = parse_json(str(told["config"]))
+    ledgers = ledger_folder(config, context.node_config.get("ledger"))
+    # The site's own cap; the run's can only be stricter.
+    own_cap = context.node_config.get("max-epsilon")
+    cap = None if own_cap is None else float(str(own_cap))
+    with Discreet(f"of node {context.node_id}") if config.privacy.on else contextlib.nullcontext():
+        run = _run(context.run_id, str(told["config"]), str(told["run"]), ledgers, cap)
     name = _site_name(context, run.adapter.schema.sites)
-    arrays = work(run.site(name), run.bench)
+    arrays: wire.Arrays = {}
+    said = {"name": name, "schema": run.adapter.schema.digest()}
+    with contextlib.ExitStack() as stack:
+        if config.privacy.on:
+            stack.enter_context(Discreet(name))
+        try:
+            site = run.site(name)
+            arrays = work(site, run.bench)
+            # The one gate through which anything of a private site leaves.
+            site.guard(arrays)
+        except PrivacyBudgetExhausted as stop:
+            arrays, said["exhausted"] = {}, str(stop)
     content = RecordDict(
         {
             "arrays": ArrayRecord({key: _wrap(value) for key, value in arrays.items()}),
-            "site": ConfigRecord({"name": name, "schema": run.adapter.schema.digest()}),
+            "site": ConfigRecord({**said}),
         }
     )
     return Message(content, reply_to=message)

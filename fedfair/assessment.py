@@ -2,7 +2,8 @@
 
 Signals collected for assessment keep every attribute: their group axis G is the product of the
 attributes' groups in C order (``np.ravel_multi_index``), `cells` being the number of groups of each
-attribute. Summing over the other attributes gives the signals by one attribute, exactly.
+attribute. Summing over the other attributes gives the signals by one attribute, exactly. Released
+signals carry noise in every cell: what it hides is not estimable (`fedfair.resolution`).
 """
 
 from __future__ import annotations
@@ -17,13 +18,24 @@ from numpy.typing import NDArray
 
 from fedfair import metrics
 from fedfair.errors import ShapeError
-from fedfair.signals import Signals
+from fedfair.resolution import (
+    macro_auc_sd,
+    resolved_auc,
+    resolved_loss,
+    resolved_rates,
+    resolved_share,
+)
+from fedfair.signals import Signals, Variance
 
 Array = NDArray[np.float64]
+
+EXACT = Variance(0.0, 0.0)
 
 
 def marginal(signals: Signals, cells: tuple[int, ...], axis: int) -> Signals:
     """Return the signals by the attribute at `axis`, summed over all other attributes.
+
+    The variance of released signals adds up with the cells.
 
     Parameters
     ----------
@@ -48,8 +60,16 @@ def marginal(signals: Signals, cells: tuple[int, ...], axis: int) -> Signals:
     def keep(array: Array) -> Array:
         return np.asarray(array.reshape(array.shape[0], *cells, *array.shape[2:]).sum(others))
 
+    variance = signals.variance
+    if variance is not None:
+        summed = signals.num_groups // cells[axis]
+        variance = Variance(summed * variance.histograms, summed * variance.losses, variance.head_gradients)
     return Signals(
-        keep(signals.counts), keep(signals.losses), keep(signals.histograms), signals.head_gradients
+        keep(signals.counts),
+        keep(signals.losses),
+        keep(signals.histograms),
+        signals.head_gradients,
+        variance,
     )
 
 
@@ -87,6 +107,9 @@ class GroupMetrics:
         At threshold 0.5, averaged over classes where there are more than two.
     unimodal_auc : tuple[float, ...]
         Macro AUC of each modality's head.
+    count_sd, auc_sd : float
+        Standard deviation under the noise of a release, of one class count and, to first order, of
+        the AUC, also where that is NaN for it; 0 for exact signals.
     """
 
     counts: tuple[float, ...]
@@ -96,6 +119,8 @@ class GroupMetrics:
     true_positive_rate: float
     false_positive_rate: float
     unimodal_auc: tuple[float, ...]
+    count_sd: float = 0.0
+    auc_sd: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -139,7 +164,9 @@ class MetricTable:
         """
         named = dict(zip(groups, self.groups, strict=True))
         scalars = ("auc", "es_auc", "dpd", "deodds", "worst_group_auc", "accuracy", "log_loss")
-        by_group = ("auc", "log_loss", "selection_rate", "true_positive_rate", "false_positive_rate")
+        by_group = ["auc", "log_loss", "selection_rate", "true_positive_rate", "false_positive_rate"]
+        if any(group.count_sd for group in self.groups):
+            by_group += ["count_sd", "auc_sd"]
         return {
             **{key: json_safe(getattr(self, key)) for key in scalars},
             "worst_group": None if self.worst_group is None else groups[self.worst_group],
@@ -179,39 +206,68 @@ def assess(signals: Signals, cells: tuple[int, ...], axis: int, min_count: float
         Records of a class (AUC) or in a denominator (rates) below which a value is NaN.
     """
     by_attribute = marginal(signals, cells, axis)
-    histograms = by_attribute.histograms
-    overall = metrics.macro_auc(histograms.sum(1), min_count)
-    by_group = metrics.macro_auc(histograms, min_count)
-    rates = metrics.rates(histograms[0], min_count)
+    everyone = _everyone(by_attribute)
+    overall, by_group = (_aucs(s, min_count) for s in (everyone, by_attribute))
+    noise = by_attribute.variance or EXACT
+    rates = resolved_rates(by_attribute.histograms[0], min_count, noise.histograms)
     return MetricTable(
-        **{key: float(value) for key, value in summary(overall[0], by_group[0], rates).items()},
+        **{key: float(value) for key, value in summary(overall[0, 0], by_group[0], rates).items()},
         worst_group=None if np.isnan(by_group[0]).all() else int(np.nanargmin(by_group[0])),
-        accuracy=_accuracy(histograms[0].sum(0)),
-        log_loss=_mean_loss(by_attribute.losses[0].sum(), by_attribute.counts[0].sum()),
-        unimodal_auc=tuple(overall[1:].tolist()),
-        groups=tuple(
-            GroupMetrics(
-                counts=tuple(by_attribute.counts[0, g].tolist()),
-                auc=float(by_group[0, g]),
-                log_loss=_mean_loss(by_attribute.losses[0, g], by_attribute.counts[0, g].sum()),
-                selection_rate=float(rates.selection[g].mean()),
-                true_positive_rate=float(rates.true_positive[g].mean()),
-                false_positive_rate=float(rates.false_positive[g].mean()),
-                unimodal_auc=tuple(by_group[1:, g].tolist()),
-            )
-            for g in range(by_attribute.num_groups)
-        ),
+        accuracy=_accuracy(everyone),
+        log_loss=mean_loss(by_attribute),
+        unimodal_auc=tuple(overall[1:, 0].tolist()),
+        groups=_group_metrics(by_attribute, by_group, rates),
     )
 
 
-def _mean_loss(total: float, count: float) -> float:
-    return float(total / count) if count > 0 else math.nan
+def mean_loss(signals: Signals) -> float:
+    """Return the fused head's mean cross-entropy over all groups, in nats; NaN for not estimable."""
+    return float(_mean_losses(_everyone(signals))[0])
 
 
-def _accuracy(histogram: Array) -> float:
-    """Return the accuracy at 0.5 of [T, 2, Q]; NaN if T > 1 or there is no record."""
+def _everyone(signals: Signals) -> Signals:
+    """Return the signals of all groups as those of one."""
+    return marginal(signals, (1, signals.num_groups), 0)
+
+
+def _aucs(signals: Signals, min_count: float) -> Array:
+    """Return the macro AUCs [H, G]."""
+    return resolved_auc(signals.histograms, min_count, (signals.variance or EXACT).histograms)
+
+
+def _mean_losses(signals: Signals) -> Array:
+    """Return the fused head's mean cross-entropies [G]."""
+    noise = signals.variance or EXACT
+    cells = signals.num_classes * signals.histograms.shape[-1]  # that a number of records adds up
+    return resolved_loss(signals.losses[0], signals.counts[0].sum(-1), noise.losses, cells * noise.histograms)
+
+
+def _group_metrics(signals: Signals, aucs: Array, rates: metrics.Rates) -> tuple[GroupMetrics, ...]:
+    noise, losses = signals.variance or EXACT, _mean_losses(signals)
+    count_sd = math.sqrt(signals.histograms.shape[-1] * noise.histograms)
+    auc_sd = macro_auc_sd(signals.histograms[0], noise.histograms) if count_sd else np.zeros(len(losses))
+    return tuple(
+        GroupMetrics(
+            counts=tuple(signals.counts[0, g].tolist()),
+            auc=float(aucs[0, g]),
+            log_loss=float(losses[g]),
+            selection_rate=float(rates.selection[g].mean()),
+            true_positive_rate=float(rates.true_positive[g].mean()),
+            false_positive_rate=float(rates.false_positive[g].mean()),
+            unimodal_auc=tuple(aucs[1:, g].tolist()),
+            count_sd=count_sd,
+            auc_sd=float(auc_sd[g]),
+        )
+        for g in range(signals.num_groups)
+    )
+
+
+def _accuracy(everyone: Signals) -> float:
+    """Return the fused head's accuracy at 0.5; NaN for T > 1, without records, or where noise hides it."""
+    histogram, noise = everyone.histograms[0, 0], everyone.variance or EXACT
     total = histogram.sum()
     if histogram.shape[0] > 1 or total <= 0:
         return math.nan
     half = histogram.shape[-1] // 2
-    return float((histogram[0, 0, :half].sum() + histogram[0, 1, half:].sum()) / total)
+    right = (histogram[0, 0, :half].sum() + histogram[0, 1, half:].sum()) / total
+    return float(resolved_share(right, total, histogram.size * noise.histograms))

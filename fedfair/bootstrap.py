@@ -14,6 +14,10 @@ observed value plus or minus a quantile of how far resampled groups move from th
 
 which keeps its level for equal and for unequal groups alike, and is wider than needed where three or
 more groups differ.
+
+A released histogram has lost its records, but the variance of its noise is known. Its cells are drawn
+from normal distributions about the released ones instead, with the variance of a count, max(cell, 0),
+plus that of the noise: the intervals then speak of both.
 """
 
 from __future__ import annotations
@@ -25,8 +29,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedfair import metrics
-from fedfair.assessment import MetricTable, assess, marginal
+from fedfair.assessment import EXACT, MetricTable, assess, marginal
 from fedfair.errors import ShapeError
+from fedfair.resolution import resolved_rates
 from fedfair.signals import Signals
 
 Array = NDArray[np.float64]
@@ -58,44 +63,57 @@ def bootstrap(
     statistic: Callable[[Array], Array],
     resamples: int,
     generator: np.random.Generator,
+    variance: float = 0.0,
 ) -> Array:
     """Return the statistic of resampled records, [resamples, ...].
 
     Parameters
     ----------
     histograms : Array
-        Counts of any shape, not negative; each record in exactly one cell.
+        Counts of any shape, not negative, each record in exactly one cell; or released ones.
     statistic : Callable[[Array], Array]
         Maps [r, *histograms.shape] to [r, ...], for any r.
     resamples : int
-        Number of resamples, at least 1. Each has the number of records of `histograms`.
+        Number of resamples, at least 1. Each has the number of records of exact `histograms`.
     generator : np.random.Generator
         The source of the draws.
+    variance : float
+        Of the noise in each cell of released histograms; 0 for exact ones.
 
     Raises
     ------
     ShapeError
-        If a cell is negative or not a whole number, or there is no resample to draw.
+        If a cell of exact histograms is negative or not a whole number, or there is no resample to
+        draw.
     """
     cells = histograms.ravel()
-    if resamples < 1 or (cells < 0).any() or (cells != np.round(cells)).any():
+    counts = bool((cells >= 0).all() and (cells == np.round(cells)).all())
+    if resamples < 1 or not (counts or variance > 0):
         raise ShapeError(
             f"`histograms` must be counts of records and `resamples` at least 1, got {resamples} "
-            "resamples; noisy histograms cannot be resampled"
+            "resamples; noisy histograms cannot be resampled without the `variance` of their noise"
         )
+    draw = _redraw if variance > 0 else _resample
     step = max(1, CHUNK_CELLS // max(1, cells.size))
     sizes = [min(step, resamples - start) for start in range(0, resamples, step)]
     return np.concatenate(
-        [statistic(_resample(cells, r, generator).reshape(r, *histograms.shape)) for r in sizes]
+        [statistic(draw(cells, r, generator, variance).reshape(r, *histograms.shape)) for r in sizes]
     )
 
 
-def _resample(cells: Array, resamples: int, generator: np.random.Generator) -> Array:
+def _resample(cells: Array, resamples: int, generator: np.random.Generator, variance: float) -> Array:
+    del variance  # exact
     occupied = np.flatnonzero(cells)
     drawn = np.zeros((resamples, cells.size))
     total = int(cells.sum())
     if total:
         drawn[:, occupied] = generator.multinomial(total, cells[occupied] / total, size=resamples)
+    return drawn
+
+
+def _redraw(cells: Array, resamples: int, generator: np.random.Generator, variance: float) -> Array:
+    spread = np.sqrt(np.maximum(cells, 0.0) + variance)
+    drawn: Array = cells + spread * generator.standard_normal((resamples, cells.size))
     return drawn
 
 
@@ -138,7 +156,7 @@ def metric_intervals(
     Parameters
     ----------
     signals : Signals
-        Of all sites together, by product cell; counts of records, without noise.
+        Of all sites together, by product cell; exact, or released with their variance.
     cells, axis, min_count
         As in `fedfair.assessment.assess`.
     resamples : int
@@ -154,11 +172,14 @@ def metric_intervals(
         Keys `auc`, `es_auc`, `dpd`, `deodds`, `worst_group_auc`, and `group_auc/0` ... by group.
     """
     table = assess(signals, cells, axis, min_count)
-    histograms = marginal(signals, cells, axis).histograms[0]
+    by_attribute = marginal(signals, cells, axis)
+    variance = (by_attribute.variance or EXACT).histograms
     deviations = np.stack(
         [
-            bootstrap(by_class, _deviation(table, by_class, min_count), resamples, generator)
-            for by_class in np.moveaxis(histograms, 1, 0)
+            bootstrap(
+                by_class, _deviation(table, by_class, min_count, variance), resamples, generator, variance
+            )
+            for by_class in np.moveaxis(by_attribute.histograms[0], 1, 0)
         ],
         axis=-1,
     )
@@ -170,11 +191,12 @@ def metric_intervals(
     }
 
 
-def _deviation(table: MetricTable, histogram: Array, min_count: float) -> Callable[[Array], Array]:
+def _deviation(
+    table: MetricTable, histogram: Array, min_count: float, variance: float
+) -> Callable[[Array], Array]:
     """Return a function from resamples [r, G, 2, Q] to how far each metric moves at most, [r, 5 + G]."""
     observed = metrics.auc(histogram.sum(0), min_count)
-    observed_groups = metrics.auc(histogram, min_count)
-    observed_rates = metrics.rates(histogram, min_count)
+    observed_groups, observed_rates = _observed(table, histogram, min_count, variance)
     scale = 1 + np.nansum([abs(group.auc - table.auc) for group in table.groups])
 
     def statistic(drawn: Array) -> Array:
@@ -195,3 +217,18 @@ def _deviation(table: MetricTable, histogram: Array, min_count: float) -> Callab
         return np.column_stack([*headline, np.abs(groups)])
 
     return statistic
+
+
+def _observed(
+    table: MetricTable, histogram: Array, min_count: float, variance: float
+) -> tuple[Array, metrics.Rates]:
+    """Return the AUCs and rates of the groups that count, those of others NaN; not cut to [0, 1]."""
+    aucs, rates = metrics.auc(histogram, min_count), metrics.rates(histogram, min_count)
+    if variance == 0:
+        return aucs, rates
+    told = resolved_rates(histogram, min_count, variance)
+    pairs = zip(rates, told, strict=True)
+    unknown = np.isnan([group.auc for group in table.groups])
+    return np.where(unknown, np.nan, aucs), metrics.Rates(
+        *(np.where(np.isnan(cut), np.nan, rate) for rate, cut in pairs)
+    )

@@ -1,4 +1,4 @@
-"""The command line: ``fedfair simulate``, ``fedfair report``, ``fedfair methods``."""
+"""The command line: ``fedfair simulate``, ``fedfair sweep``, ``fedfair report``, ``fedfair methods``."""
 
 from __future__ import annotations
 
@@ -64,11 +64,39 @@ def _parser() -> argparse.ArgumentParser:
     )
     simulate.set_defaults(run=_simulate)
 
+    sweep = commands.add_parser(
+        "sweep",
+        help="run a privacy-budget experiment and draw what privacy costs",
+        description=_sweep.__doc__,
+    )
+    sweep.add_argument("config", type=Path, help="a YAML file such as configs/privacy_budget.yaml")
+    sweep.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a key of the base configuration, e.g. rounds=40",
+    )
+    sweep.add_argument("--seeds", type=_positive, metavar="N", help="seeds per setting (default: the file's)")
+    sweep.add_argument("--output", type=Path, help="a new folder; default runs/NAME/001, 002, ...")
+    sweep.add_argument("--workers", type=_positive, metavar="N", help="runs at a time (default: one per CPU)")
+    sweep.add_argument(
+        "--resume", action="store_true", help="run what is missing or failed in --output, or in the newest"
+    )
+    sweep.set_defaults(run=_sweep)
+
     report = commands.add_parser(
         "report", help="write report.html of a run again", description=_report.__doc__
     )
     report.add_argument("folder", type=Path, help="a folder such as runs/heart/001")
     report.set_defaults(run=_report)
+
+    privacy = commands.add_parser(
+        "privacy", help="what a private configuration will promise and cost", description=_privacy.__doc__
+    )
+    privacy.add_argument("config", type=Path, help="a YAML file such as configs/heart_private.yaml")
+    privacy.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key")
+    privacy.set_defaults(run=_privacy)
 
     methods = commands.add_parser("methods", help="list the methods and their parameters")
     methods.set_defaults(run=_methods)
@@ -92,14 +120,51 @@ def _simulate(options: argparse.Namespace) -> int:
     return INTERRUPTED if run_experiment(request) else 0
 
 
-def _report(options: argparse.Namespace) -> int:
-    """Write report.html from the files of a run, complete or interrupted."""
-    from fedfair.report import comparison_table, write_report
+def _sweep(options: argparse.Namespace) -> int:
+    """Run the arms of CONFIG at every epsilon on the same seeds, then show what privacy costs."""
+    _find_apps()
+    from simulations.sweep import SweepRequest, run_sweep
 
+    request = SweepRequest(
+        options.config, tuple(options.set), options.seeds, options.output, options.workers, options.resume
+    )
+    outcome = run_sweep(request)
+    if outcome.interrupted:
+        return INTERRUPTED
+    return 1 if outcome.failed else 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    """Write the report from the files of a run or a sweep, complete or interrupted."""
+    from fedfair.report import comparison_table, write_budget, write_report
+
+    if (options.folder / "sweep.json").is_file():
+        page, verdict = write_budget(options.folder)
+        sys.stdout.write(f"{verdict}\nreport: {page}\n")
+        return 0
     if not (options.folder / "experiment.json").is_file():
         raise RunError(f"`folder` must be a run with an experiment.json, got {options.folder}")
     path = write_report(options.folder)
     sys.stdout.write(f"{comparison_table(options.folder)}\nreport: {path}\n")
+    return 0
+
+
+def _privacy(options: argparse.Namespace) -> int:
+    """Calibrate the noise of CONFIG and print its privacy statement, before anything is spent."""
+    from fedfair.budget import outlook, resolve
+    from fedfair.config import load
+    from fedfair.coordinator import Coordinator
+    from fedfair.data import open_dataset
+    from fedfair.errors import ConfigError
+    from fedfair.site import Workbench
+
+    config = load(options.config, options.set)
+    if not config.privacy.on:
+        raise ConfigError("`privacy.mode` must be sample or site, got 'off'; nothing is promised")
+    config = resolve(config)
+    adapter = open_dataset(config.data.name, config.data.path, config.data.options, config.seed)
+    coordinator = Coordinator(config, adapter.schema, Workbench(config, adapter.schema).vectors())
+    sys.stdout.write(outlook(config, len(adapter.schema.sites), coordinator.values) + "\n")
     return 0
 
 
@@ -131,7 +196,7 @@ def _find_apps() -> None:
             sys.path.insert(0, str(root))
             return
     raise RunError(
-        f"`fedfair simulate` must run in a checkout of fedfair (server/, client/, simulations/), "
+        f"`fedfair simulate` and `sweep` must run in a checkout of fedfair (server/, client/, simulations/), "
         f"got {Path.cwd()}"
     )
 

@@ -15,8 +15,10 @@ from fedfair.errors import ConfigError, nearest
 from fedfair.local import LocalTraining
 from fedfair.modulation import METHODS, FedAvg, Method
 from fedfair.plain import build, read_yaml
+from fedfair.privacy.settings import PrivacyConfig
 
 MODES = ("gradient", "update", "weights")
+SPLITS = ("stratified", "hashed")
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,9 @@ class DataConfig:
 
     `name` is heart, synthetic, csv or package.module:factory; `options` go to the adapter.
     `synthetic` says that a table or an adapter of your own holds made-up records, so that the report
-    says it too.
+    says it too. `split` stratified keeps the strata's shares; hashed decides each record by itself,
+    as privacy needs (null: hashed under privacy). `ranges` gives [low, high] of numeric columns as
+    public knowledge; they then standardise by it, and by nothing that the records tell.
     """
 
     name: str = "heart"
@@ -33,11 +37,17 @@ class DataConfig:
     path: str | None = None
     test_fraction: float = 0.35
     synthetic: bool = False
+    split: str | None = None
+    ranges: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         _require(0 < self.test_fraction < 1, "data.test_fraction", "in (0, 1)", self.test_fraction)
+        _require(self.split in (None, *SPLITS), "data.split", f"one of {SPLITS}", self.split)
+        for column, ends in self.ranges.items():
+            good = isinstance(ends, list | tuple) and len(ends) == 2 and all(map(_is_number, ends))
+            _require(good and ends[0] < ends[1], f"data.ranges.{column}", "[low, high]", ends)
 
 
 @dataclass(frozen=True)
@@ -126,6 +136,7 @@ class Config:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     server: ServerConfig = field(default_factory=ServerConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
+    privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
 
     def __post_init__(self) -> None:
         """Check the name and the ranges."""
@@ -136,6 +147,24 @@ class Config:
             "letters, digits, - _ and . (it names a folder)",
             self.name,
         )
+        if self.privacy.on:
+            _check_private(self)
+
+    @property
+    def split(self) -> str:
+        """How records are split: what `data.split` says, else hashed under privacy."""
+        return self.data.split or ("hashed" if self.privacy.on else "stratified")
+
+    @property
+    def train_bins(self) -> int:
+        """Q of the training signals."""
+        return self.privacy.statistics.bins if self.privacy.on else self.report.bins
+
+    @property
+    def test_bins(self) -> int:
+        """Q of the test signals: as fine as the report wants, unless they are released with noise."""
+        private = self.privacy.on and self.privacy.evaluation == "released"
+        return self.privacy.statistics.bins if private else self.report.bins
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data that `parse` reads back."""
@@ -223,6 +252,34 @@ def _parse_method(plain: object) -> Method:
         )
     method: Method = build(METHODS[name], {k: v for k, v in plain.items() if k != "name"}, "method.")
     return method
+
+
+def _check_private(config: Config) -> None:
+    """Refuse what would make a release depend on more than one record's bounded part."""
+    mode, training = config.privacy.mode, config.training
+    for condition, key, wanted, value in (
+        (config.split == "hashed", "data.split", "hashed: strata depend on all records", config.split),
+        (training.exchanges == 1, "training.exchanges", "1: coefficients rest between releases", 2),
+        (training.mode != "gradient", "training.mode", "update or weights", training.mode),
+        (not training.split_rows, "training.split_rows", "false: a record is clipped once", True),
+    ):
+        _require(condition, key, f"{wanted} under `privacy.mode` {mode}", value)
+    if config.privacy.engine == "opacus":
+        _require(mode == "sample", "privacy.engine", "functional in mode site", "opacus")
+        _require(
+            config.privacy.clipping == "flat",
+            "privacy.clipping",
+            "flat for engine opacus",
+            config.privacy.clipping,
+        )
+        rows = config.method.modulates and training.mode != "weights"
+        _require(
+            not rows, "training.mode", "weights for engine opacus: it keeps no group rows", training.mode
+        )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _require(condition: bool, key: str, wanted: str, value: object) -> None:

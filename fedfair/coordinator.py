@@ -6,6 +6,7 @@ moves the model. A round is committed as a whole or not at all.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -13,16 +14,19 @@ from functools import reduce
 import numpy as np
 from numpy.typing import NDArray
 
-from fedfair.aggregation import check_update, combine, pool
+from fedfair.aggregation import check_update, combine
 from fedfair.coefficients import Coefficients, LossTerms
 from fedfair.config import Config
-from fedfair.data.encode import FeatureSums, add_feature_sums, moments
+from fedfair.data.encode import FeatureSums, add_feature_sums, moments, public_moments
 from fedfair.data.schema import Schema
 from fedfair.errors import ConfigError, DataError, RunError, nearest
 from fedfair.local import SiteUpdate
 from fedfair.modulation import Modulation
 from fedfair.paths import Path
 from fedfair.plan import row_plan
+from fedfair.privacy.clipping import norm_bounds
+from fedfair.privacy.ledger import Ledger
+from fedfair.privacy.server import protect, usable
 from fedfair.signals import Signals
 from fedfair.wire import Download, Survey
 
@@ -35,8 +39,8 @@ class Committed:
 
     Attributes
     ----------
-    train, test : Signals
-        Of the model that the round started from, pooled over sites.
+    train, test : Signals | None
+        Of the model that the round started from, pooled over sites; None if nothing was released.
     test_by_site : Mapping[str, Signals]
         The same test signals before pooling.
     modulation : Modulation
@@ -46,8 +50,8 @@ class Committed:
         group rows, else those that the sites trained along.
     """
 
-    train: Signals
-    test: Signals
+    train: Signals | None
+    test: Signals | None
     test_by_site: Mapping[str, Signals]
     modulation: Modulation
     applied: Coefficients
@@ -64,6 +68,8 @@ class Coordinator:
         The data's schema.
     model : Mapping[str, Vector]
         The initial model, one vector per block; copied.
+    ledger : Ledger | None
+        The server's own, for site-level privacy.
 
     Raises
     ------
@@ -71,7 +77,9 @@ class Coordinator:
         If the attribute, a block name or the number of sites does not fit the schema.
     """
 
-    def __init__(self, config: Config, schema: Schema, model: Mapping[str, Vector]) -> None:
+    def __init__(
+        self, config: Config, schema: Schema, model: Mapping[str, Vector], ledger: Ledger | None = None
+    ) -> None:
         if config.data.attribute not in schema.attributes:
             raise ConfigError(
                 f"`data.attribute` must be one of {list(schema.attributes)}, got {config.data.attribute!r}"
@@ -93,12 +101,20 @@ class Coordinator:
         self.coefficients = self._initial_coefficients()
         self.moments: dict[str, NDArray[np.float64]] = {}
         self.surveyed: Mapping[str, str] = {}
+        self.released: Signals | None = None
+        self.ledger = ledger
+        if config.privacy.on:
+            self.moments = public_moments(schema, config.data.ranges)
+            if isinstance(config.privacy.max_grad_norm, Mapping):
+                # At a site a bound that is missing would cost the round's charge.
+                norm_bounds(config.privacy.max_grad_norm, [b for b, v in self.model.items() if len(v)])
         self._fresh: Modulation | None = None
 
     def standardise(self, surveys: Mapping[str, Survey]) -> None:
         """Pool the sites' feature sums into moments and check that the data can be used.
 
-        A resumed run keeps its moments, whoever answers now.
+        A resumed run keeps its moments, whoever answers now. Under privacy sites tell nothing here, and
+        the moments are public.
 
         Parameters
         ----------
@@ -111,6 +127,8 @@ class Coordinator:
             If a class, a modality or a group has no training record at any site, or a site of a
             resumed run has other records than before.
         """
+        if self.config.privacy.on:
+            return
         found = {site: surveys[site].digest() for site in sorted(surveys)}
         if self.surveyed:
             for site, digest in found.items():
@@ -120,13 +138,21 @@ class Coordinator:
                         "start a new run"
                     )
             return
-        self._check_coverage(np.sum([s.train_counts for s in surveys.values()], axis=0))
+        counted = [survey.train_counts for survey in surveys.values() if survey.train_counts is not None]
+        self._check_coverage(np.sum(counted, axis=0))
         sums: FeatureSums = reduce(add_feature_sums, [surveys[site].features for site in found])
         self.moments, self.surveyed = moments(sums), found
 
     def download(self) -> Download:
         """Return what the next round sends to every site."""
         return Download(self.model, self.moments, self.coefficients, self.terms)
+
+    @property
+    def values(self) -> int:
+        """Values that one site sends for the model in a round."""
+        groups = len(self.schema.attributes[self.config.data.attribute])
+        paths = self.plan.paths(self.modalities, self.coefficients.live, bool(self.terms))
+        return sum(self._lengths[p.block] * (groups if p.grouped else 1) for p in paths)
 
     def refresh(self, signals: Signals) -> None:
         """Choose this round's coefficients before training (two exchanges per round)."""
@@ -151,17 +177,21 @@ class Coordinator:
         ordered = sorted(updates, key=lambda update: update.site)
         paths = self.plan.paths(self.modalities, self.coefficients.live, bool(self.terms))
         self._check(ordered, paths)
-        train, test = pool(ordered)
-        modulation = self._fresh or self.config.method.modulate(train, self.memory)
+        protected = protect(
+            self.config, self.schema, self.round + 1, ordered, paths, self._lengths, self.ledger
+        )
+        train, test = protected.train, protected.test
+        modulation = self._modulation(train)
         combine(
             self.model,
-            ordered,
+            protected.updates,
             modulation.coefficients,
             paths,
             self.modalities,
             self.config.server.learning_rate,
             self.velocity,
             self.config.server.momentum,
+            protected.denominators,
         )
         if not all(np.isfinite(value.sum()) for value in self.model.values()):
             raise RunError(
@@ -176,13 +206,30 @@ class Coordinator:
             modulation.terms,
         )
         self._fresh = None
-        return Committed(train, test, {u.site: u.test for u in ordered}, modulation, applied)
+        by_site = {u.site: u.test for u in ordered if u.test is not None}
+        return Committed(train, test, by_site, modulation, applied)
+
+    def _modulation(self, train: Signals | None) -> Modulation:
+        """Return the method's answer; what was last released goes on acting until the next release."""
+        if self._fresh is not None:
+            return self._fresh
+        if train is None:
+            return Modulation(self.coefficients, self.terms, self.memory)
+        if train.variance is None:
+            return self.config.method.modulate(train, self.memory)
+        self.released, settled, seen = usable(self.released, train, self.config.privacy.statistics)
+        modulation = self.config.method.modulate(settled, self.memory)
+        return dataclasses.replace(modulation, diagnostics={**modulation.diagnostics, **seen})
+
+    @property
+    def _lengths(self) -> dict[str, int]:
+        return {name: len(value) for name, value in self.model.items()}
 
     def _check(self, updates: Sequence[SiteUpdate], paths: Sequence[Path]) -> None:
-        lengths = {name: len(value) for name, value in self.model.items()}
         groups = len(self.schema.attributes[self.config.data.attribute])
         for update in updates:
-            check_update(update, paths, self.modalities, lengths, groups)
+            private = self.config.privacy.mode == "sample"
+            check_update(update, paths, self.modalities, self._lengths, groups, private)
 
     def _check_coverage(self, counts: NDArray[np.float64]) -> None:
         """Refuse a class, modality or group without any training record, [H, cells, C]."""
@@ -211,7 +258,7 @@ class Coordinator:
         empty = Signals(
             np.zeros((heads, groups, classes)),
             np.zeros((heads, groups)),
-            np.zeros((heads, groups, scored, 2, self.config.report.bins)),
+            np.zeros((heads, groups, scored, 2, self.config.train_bins)),
             None,
         )
         return self.config.method.modulate(empty, {}).coefficients

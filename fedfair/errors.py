@@ -34,6 +34,14 @@ class RunError(FedfairError):
     """A run that cannot start or go on: its folder exists, too few sites answered, a site failed."""
 
 
+class PrivacyError(FedfairError):
+    """A release that the site refuses: undeclared, not accounted for, or beyond what was agreed."""
+
+
+class PrivacyBudgetExhausted(PrivacyError):
+    """A release that would spend more privacy budget than the site has declared as its cap."""
+
+
 class MissingDependency(FedfairError):
     """An optional package that the requested feature needs is not installed."""
 

@@ -60,16 +60,17 @@ class SiteUpdate:
         The site's name.
     rows : Mapping[str, NDArray]
         Per path key [rows, P_b]: records times the change of the block (sums over records).
-        Blocks of a modality that the site does not have are left out.
-    train, test : Signals
+        Blocks of a modality that the site does not have are left out. Under sample-level privacy
+        the noised change itself, of every block.
+    train, test : Signals | None
         Of the downloaded model on the training records (by group of the modulated attribute) and
-        on the test records (by cell of all attributes).
+        on the test records (by cell of all attributes); None where nothing is released.
     """
 
     site: str
     rows: Mapping[str, NDArray[np.floating]]
-    train: Signals
-    test: Signals
+    train: Signals | None
+    test: Signals | None
 
 
 def block_records(signals: Signals, modalities: tuple[str, ...], block: str) -> float:
@@ -117,7 +118,7 @@ def train(
     if settings.mode == "gradient":
         total = _full_gradient(model, blocks, records, plan, scales, terms, settings.chunk_size)
         return {p.key: total[p.key].mul_(-settings.learning_rate) for p in paths}
-    local = _Sgd(blocks, paths, scales, model.modalities, settings)
+    local = Sgd(blocks, paths, scales, model.modalities, settings)
     for batch in _mini_batches(records, settings, generator):
         rows = path_gradients(model, blocks, batch, plan, scales, terms)
         # The expected number of records with the modality, not the actual one of this batch: the
@@ -126,8 +127,20 @@ def train(
     return {p.key: local.moved[p.key].mul_(keep[p.block]) for p in paths}
 
 
-class _Sgd:
-    """SGD with momentum that keeps the rows of every path apart."""
+class Sgd:
+    """SGD with momentum that keeps the rows of every path apart.
+
+    Parameters
+    ----------
+    blocks : ParameterBlocks
+        Moved in place.
+    paths : list[Path]
+        What is kept apart, in `moved`.
+    scales, modalities : Scales, tuple[str, ...]
+        The coefficients along which the model moves.
+    settings : LocalTraining
+        Learning rate and momentum.
+    """
 
     def __init__(
         self,
@@ -143,6 +156,7 @@ class _Sgd:
         self.velocity: dict[str, Tensor] = {}
 
     def step(self, rows: Mapping[str, Tensor], factor: Mapping[str, float]) -> None:
+        """Move by the gradient rows, each block's times its factor; `rows` is used up."""
         rate, momentum = self.settings.learning_rate, self.settings.momentum
         for path in self.paths:
             change = rows[path.key].mul_(-rate * factor[path.block])

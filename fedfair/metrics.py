@@ -110,6 +110,27 @@ def _mean_variance(own: Array, other: Array, where: NDArray[np.bool_]) -> Array:
     return _ratio(squares, size[..., 0] * (size[..., 0] - 1), where)
 
 
+def auc_slopes(histogram: Array) -> Array:
+    """Return the derivative of `auc` by each cell, [..., 2, Q]; NaN if a class is empty.
+
+    dA/dh+_b = (F-_b - A) / n+ and dA/dh-_b = (1 - F+_b - A) / n-, F the mid-distribution functions.
+    """
+    keep = _estimable(histogram, 0)[..., None, None]
+    totals = histogram.sum(-1, keepdims=True)
+    others, members = _split(_ratio(_mid_cumulative(histogram), totals, keep))
+    return _ratio(np.stack([1 - members, others], -2) - auc(histogram, 0)[..., None, None], totals, keep)
+
+
+def auc_noise_sd(histogram: Array, variance: float | Array) -> Array:
+    """Return the standard deviation of `auc` [...] under noise in the cells, to first order.
+
+    sd^2 = variance (sum_b (F-_b - A)^2 / n+^2 + sum_b (1 - F+_b - A)^2 / n-^2), for independent noise
+    of one variance [...] per cell, as a private release adds. Trust it up to about 0.06: beyond, the
+    AUC is no longer linear in the noise. NaN if a class is empty.
+    """
+    return np.asarray(np.sqrt(variance * (auc_slopes(histogram) ** 2).sum((-1, -2))))
+
+
 def macro_auc(histogram: Array, min_count: float = 1) -> Array:
     """Return the mean AUC over classes, one class against the rest.
 

@@ -69,7 +69,7 @@ def _convert(value: object, hint: object, key: str) -> object:
         # YAML reads 1e-3 as text; who writes it means a number.
         with contextlib.suppress(ValueError):
             value = float(value)
-    if Mapping in kinds and value is None:
+    if kinds == [Mapping] and value is None:
         return {}
     if not any(_fits(value, kind) for kind in kinds):
         wanted = " or ".join(getattr(kind, "__name__", str(kind)) for kind in kinds)

@@ -16,18 +16,19 @@ import torch
 import yaml
 from numpy.typing import NDArray
 
-from fedfair.assessment import assess
+from fedfair.assessment import EXACT, assess, mean_loss
 from fedfair.coefficients import Coefficients, FairnessTerm, LossTerms
 from fedfair.config import Config
 from fedfair.coordinator import Coordinator
 from fedfair.data.schema import Schema
 from fedfair.errors import RunError
-from fedfair.metrics import macro_auc
 from fedfair.plain import first_difference
+from fedfair.resolution import resolved_auc
 from fedfair.signals import Signals
+from fedfair.wire import has_signals, pack_signals, unpack_signals
 
 ROUNDS, EVALUATION, CHECKPOINT = "rounds.jsonl", "evaluation.npz", "checkpoint.npz"
-MODEL, MOMENTS = "model.pt", "moments.npz"
+MODEL, MOMENTS, PRIVACY = "model.pt", "moments.npz", "privacy.json"
 
 
 @dataclass(frozen=True)
@@ -61,9 +62,10 @@ class RoundRecord:
     round : int
         Rounds that made the model.
     train_loss : float
-        Pooled mean cross-entropy of the fused head on training records, in nats.
+        Pooled mean cross-entropy of the fused head on training records, in nats; NaN if not known.
     test : Mapping[str, Any]
-        Metrics by the modulated attribute on the pooled test records, with counts.
+        Metrics by the modulated attribute on the pooled test records, with counts; empty if nothing
+        was released.
     made : Made
         What made the model.
     seconds : float
@@ -82,6 +84,11 @@ class RoundRecord:
         return json.dumps(_plain(flat), allow_nan=False)
 
 
+def train_loss(signals: Signals | None) -> float:
+    """Return the mean cross-entropy of the fused head; NaN without signals or records, or under noise."""
+    return float("nan") if signals is None else mean_loss(signals)
+
+
 def test_metrics(
     config: Config, schema: Schema, pooled: Signals, by_site: Mapping[str, Signals]
 ) -> dict[str, Any]:
@@ -90,12 +97,16 @@ def test_metrics(
     axis = list(schema.attributes).index(config.data.attribute)
     table = assess(pooled, cells, axis, config.report.group_min)
     groups = schema.attributes[config.data.attribute]
-    histograms = np.stack([signals.histograms[0].sum(0) for signals in by_site.values()])
-    site_auc = macro_auc(histograms, config.report.group_min).tolist()
     return {
         **table.to_dict(tuple(schema.modalities), groups),
-        "site_auc": dict(zip(by_site, site_auc, strict=True)),
+        "site_auc": {site: _site_auc(signals, config.report.group_min) for site, signals in by_site.items()},
     }
+
+
+def _site_auc(signals: Signals, min_count: float) -> float:
+    """Return the AUC of one site's records, NaN for not estimable."""
+    noise = (signals.variance or EXACT).histograms * signals.num_groups
+    return float(resolved_auc(signals.histograms[0].sum(0), min_count, noise))
 
 
 def coefficient_table(coefficients: Coefficients) -> dict[str, Any]:
@@ -134,11 +145,21 @@ class RunFolder:
             _write_atomically(file, "".join(kept).encode())
 
     def save_evaluation(
-        self, schema: Schema, train_counts: Mapping[str, NDArray[np.float64]], test: Mapping[str, Signals]
+        self,
+        schema: Schema,
+        train_counts: Mapping[str, NDArray[np.float64] | None],
+        test: Mapping[str, Signals],
     ) -> None:
-        """Save the final model's test signals and the training counts, sites in the schema's order."""
+        """Save the final model's test signals and the training counts, sites in the schema's order.
+
+        Without test signals nothing is saved; training counts that nobody may know are zeros.
+        """
+        if not test:
+            return
         some = next(iter(test.values()))
-        empty = Signals(*(np.zeros_like(x) for x in (some.counts, some.losses, some.histograms)))
+        empty = Signals(
+            np.zeros_like(some.counts), np.zeros_like(some.losses), np.zeros_like(some.histograms)
+        )
         ordered = [test.get(site, empty) for site in schema.sites]
         buffer = io.BytesIO()
         np.savez_compressed(
@@ -146,7 +167,9 @@ class RunFolder:
             counts=np.stack([s.counts for s in ordered]),
             losses=np.stack([s.losses for s in ordered]),
             histograms=np.stack([s.histograms for s in ordered]),
-            train_counts=np.stack([train_counts.get(site, empty.counts) for site in schema.sites]),
+            train_counts=np.stack([_known(train_counts.get(site), empty.counts) for site in schema.sites]),
+            # [K, 3] noise variance per cell of histograms, losses, head gradients; zeros if exact.
+            variance=np.array([s.variance or (0.0, 0.0, 0.0) for s in ordered]),
         )
         _write_atomically(self.path / EVALUATION, buffer.getvalue())
 
@@ -188,6 +211,11 @@ class RunFolder:
         coordinator.surveyed = meta["surveyed"]
         return Made(**meta["made"])
 
+    def save_privacy(self, account: Mapping[str, Any]) -> None:
+        """Save what the run promised and spent."""
+        text = json.dumps(_plain(dict(account)), indent=1, allow_nan=False)
+        _write_atomically(self.path / PRIVACY, text.encode())
+
     def save_model(
         self, state: Mapping[str, torch.Tensor], moments: Mapping[str, NDArray[np.float64]]
     ) -> None:
@@ -197,6 +225,10 @@ class RunFolder:
         np.savez(pooled, **dict(moments))  # type: ignore[arg-type]
         _write_atomically(self.path / MOMENTS, pooled.getvalue())
         _write_atomically(self.path / MODEL, model.getvalue())
+
+
+def _known(counts: NDArray[np.float64] | None, otherwise: NDArray[np.float64]) -> NDArray[np.float64]:
+    return otherwise if counts is None else counts
 
 
 def newest_folder(parent: Path) -> Path | None:
@@ -224,6 +256,8 @@ def _state(coordinator: Coordinator) -> dict[str, NDArray[Any]]:
     if terms.fairness is not None:
         arrays["slopes"], arrays["histograms"] = terms.fairness.slopes, terms.fairness.histograms
         arrays["temperature"] = np.array(terms.fairness.temperature)
+    if coordinator.released is not None:
+        arrays |= pack_signals("released", coordinator.released)
     return arrays
 
 
@@ -243,6 +277,8 @@ def _restore(coordinator: Coordinator, arrays: Mapping[str, NDArray[Any]], round
     if "slopes" in arrays:
         fairness = FairnessTerm(arrays["slopes"], arrays["histograms"], float(arrays["temperature"]))
     coordinator.terms = LossTerms(arrays.get("direction"), fairness)
+    if has_signals("released", arrays):
+        coordinator.released = unpack_signals("released", arrays)
     coordinator.round = round_number
 
 

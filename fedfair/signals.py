@@ -9,6 +9,7 @@ C classes, T = 1 score per record for C = 2 and C one-versus-rest scores otherwi
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +19,20 @@ from torch import Tensor
 from fedfair.errors import InconsistentUpdates, ShapeError
 
 Array = NDArray[np.float64]
+
+
+class Variance(NamedTuple):
+    """Known variance of the noise in each cell of released signals; it adds up over sites.
+
+    Attributes
+    ----------
+    histograms, losses, head_gradients : float
+        Per cell of the array of that name; `counts` are sums of cells of the histograms.
+    """
+
+    histograms: float
+    losses: float
+    head_gradients: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -37,12 +52,15 @@ class Signals:
     head_gradients : Array | None
         [H, C, P + 1] sums of the gradient of the loss with respect to head h's last linear layer
         (weights, then bias); only methods with a direction term ask for it.
+    variance : Variance | None
+        Of the noise that a private release added; None for exact sums.
     """
 
     counts: Array
     losses: Array
     histograms: Array
     head_gradients: Array | None = None
+    variance: Variance | None = None
 
     @property
     def num_heads(self) -> int:
@@ -65,7 +83,7 @@ class Signals:
         Raises
         ------
         InconsistentUpdates
-            If the shapes differ or only one side has head gradients.
+            If the shapes differ, or only one side has head gradients or noise.
         """
         own, others = self._arrays(), other._arrays()
         if own.keys() != others.keys():
@@ -75,7 +93,32 @@ class Signals:
                 raise InconsistentUpdates(
                     f"`{name}` must have one shape at every site, got {value.shape} and {others[name].shape}"
                 )
-        return Signals(**{name: value + others[name] for name, value in own.items()})
+        return Signals(
+            **{name: value + others[name] for name, value in own.items()},
+            variance=self._joined_variance(other),
+        )
+
+    def blend(self, newer: Signals, memory: float) -> Signals:
+        """Return ``memory * self + (1 - memory) * newer``, both released, with its noise variance.
+
+        Sums are blended, never ratios of sums: their noise averages out, that of a ratio does not.
+        """
+        old, new = self._arrays(), newer._arrays()
+        variance = None
+        if self.variance is not None and newer.variance is not None:
+            pairs = zip(self.variance, newer.variance, strict=True)
+            variance = Variance(*(memory**2 * a + (1 - memory) ** 2 * b for a, b in pairs))
+        return Signals(
+            **{name: memory * old[name] + (1 - memory) * value for name, value in new.items()},
+            variance=variance,
+        )
+
+    def _joined_variance(self, other: Signals) -> Variance | None:
+        if self.variance is None and other.variance is None:
+            return None
+        if self.variance is None or other.variance is None:
+            raise InconsistentUpdates("released signals must come from every site or from none")
+        return Variance(*(a + b for a, b in zip(self.variance, other.variance, strict=True)))
 
     def _arrays(self) -> dict[str, Array]:
         arrays = {"counts": self.counts, "losses": self.losses, "histograms": self.histograms}
@@ -94,11 +137,15 @@ class Signals:
         Raises
         ------
         InconsistentUpdates
-            If an entry is not finite, a count is negative, or a histogram does not sum to its count.
+            If an entry is not finite, or exact signals have a negative count or a histogram that
+            does not sum to its count.
         """
         for name, value in self._arrays().items():
             if not np.isfinite(value).all():
                 raise InconsistentUpdates(f"`{name}` of {owner} must be finite, got NaN or infinity")
+        if self.variance is not None:
+            # Noised cells may be negative, and counts are derived from them.
+            return
         if (self.counts < 0).any() or (self.histograms < 0).any():
             raise InconsistentUpdates(f"`counts` of {owner} must not be negative")
         members = self.histograms[:, :, :, 1].sum(-1)
@@ -123,7 +170,12 @@ def bin_logits(bins: int) -> Array:
 
 @torch.no_grad()
 def head_signals(
-    logits: Tensor, labels: Tensor, groups: Tensor, num_groups: int, bins: int
+    logits: Tensor,
+    labels: Tensor,
+    groups: Tensor,
+    num_groups: int,
+    bins: int,
+    loss_bound: float | None = None,
 ) -> tuple[Array, Array, Array]:
     """Return (counts [G, C], losses [G], histograms [G, T, 2, Q]) of one head's records.
 
@@ -135,6 +187,9 @@ def head_signals(
         Int64 [n].
     num_groups, bins : int
         G and Q.
+    loss_bound : float | None
+        Largest loss of one record, if any. A record with a logit that is not finite then has
+        probability zero of every class: it is counted in the first bins, and its loss is the bound.
 
     Raises
     ------
@@ -146,9 +201,12 @@ def head_signals(
     classes = logits.shape[1]
     scored = (1,) if classes == 2 else tuple(range(classes))
     log_p = torch.log_softmax(logits.double(), dim=1)
+    if loss_bound is not None:
+        log_p = torch.where(torch.isfinite(logits).all(1, keepdim=True), log_p, -torch.inf)
+    own = -log_p.gather(1, labels[:, None])[:, 0]
     counts = torch.bincount(groups * classes + labels, minlength=num_groups * classes)
     losses = torch.zeros(num_groups, dtype=torch.float64, device=logits.device)
-    losses.index_add_(0, groups, -log_p.gather(1, labels[:, None])[:, 0])
+    losses.index_add_(0, groups, own if loss_bound is None else own.clamp(0.0, loss_bound))
     histograms = [
         torch.bincount(
             (groups * 2 + (labels == c)) * bins + score_bins(log_p[:, c].exp(), bins),

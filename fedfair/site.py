@@ -25,10 +25,10 @@ from fedfair.data.encode import (
     to_batch,
 )
 from fedfair.data.schema import Schema, SiteRecords
-from fedfair.data.split import train_test_split
+from fedfair.data.split import hashed_split, train_test_split
 from fedfair.errors import ConfigError, DataError
 from fedfair.local import SiteUpdate, train
-from fedfair.measure import measure
+from fedfair.measure import RecordBounds, measure
 from fedfair.models import MultimodalModel, build_model
 from fedfair.paths import Scales
 from fedfair.plan import row_plan
@@ -85,8 +85,10 @@ class Site:
     def __init__(self, name: str, config: Config, adapter: DataAdapter) -> None:
         self.name, self.config, self.schema = name, config, adapter.schema
         records = adapter.load(name)
-        train_index, test_index = train_test_split(records, config.data.test_fraction, config.seed, name)
-        if len(train_index) == 0:
+        split = hashed_split if config.split == "hashed" else train_test_split
+        train_index, test_index = split(records, config.data.test_fraction, config.seed, name)
+        # Under privacy even this would tell of the records, and noise alone is an honest answer.
+        if len(train_index) == 0 and not config.privacy.on:
             raise DataError(f"site {name} must have a training record, got {len(records)} records in all")
         self._train_records = records.select(train_index)
         self._test_records = records.select(test_index)
@@ -94,17 +96,25 @@ class Site:
 
     @cached_property
     def survey(self) -> Survey:
-        """What the site tells before the first round."""
+        """What the site tells before the first round; under privacy, that it is there."""
+        if self.config.privacy.on:
+            return Survey({})
         return Survey(
             feature_sums(self._train_records, self.schema),
             self._counts(self._train_records),
             self._counts(self._test_records),
         )
 
-    def evaluate(self, bench: Workbench, download: Download) -> Signals:
-        """Return the test signals of the downloaded model, by cell of all attributes."""
+    def assess(self, bench: Workbench, download: Download) -> SiteUpdate:
+        """Return the signals of the downloaded model on training and test records, and no rows."""
         bench.load(download.model)
-        return self._measure_test(bench, self._batches(bench, download)[1])
+        train_batch, test_batch = self._batches(bench, download)
+        return SiteUpdate(
+            self.name, {}, self._measure_train(bench, train_batch), self._test(bench, test_batch)
+        )
+
+    def guard(self, arrays: Mapping[str, NDArray[np.generic]]) -> None:
+        """Let the arrays of an upload leave; a private site refuses what it has not declared."""
 
     def signals(self, bench: Workbench, download: Download) -> Signals:
         """Return the training signals of the downloaded model, by group of the modulated attribute."""
@@ -126,20 +136,16 @@ class Site:
         bench.load(download.model)
         train_batch, test_batch = self._batches(bench, download)
         before = self._measure_train(bench, train_batch)
-        test = self._measure_test(bench, test_batch)
+        test = self._test(bench, test_batch)
         labels = (self.name, round_number)
-        terms = None
-        if download.terms:
-            logits = torch.as_tensor(bin_logits(self.config.report.bins)).to(bench.kind)
-            terms = PreparedTerms.build(download.terms, logits)
-        with _dropout_seeded(bench.device, derive_seed(self.config.seed, *labels, "dropout")):
+        with dropout_seeded(bench.device, derive_seed(self.config.seed, *labels, "dropout")):
             rows = train(
                 bench.model,
                 bench.blocks,
                 train_batch,
                 row_plan(self.config, self.schema),
                 Scales.build(download.coefficients, bench.kind),
-                terms,
+                self._terms(bench, download),
                 self.config.training,
                 torch_generator(self.config.seed, *labels, "batches"),
             )
@@ -159,24 +165,41 @@ class Site:
             )
         return self._tensors[1], self._tensors[2]
 
-    def _measure_train(self, bench: Workbench, batch: MultimodalBatch) -> Signals:
+    def _terms(self, bench: Workbench, download: Download) -> PreparedTerms | None:
+        if not download.terms:
+            return None
+        logits = torch.as_tensor(bin_logits(self.config.train_bins)).to(bench.kind)
+        return PreparedTerms.build(download.terms, logits)
+
+    def _measure_train(
+        self, bench: Workbench, batch: MultimodalBatch, bounds: RecordBounds | None = None
+    ) -> Signals:
         return measure(
             bench.model,
             batch,
             len(self.schema.attributes[self.config.data.attribute]),
-            self.config.report.bins,
+            self.config.train_bins,
             self.config.training.chunk_size,
             self.config.method.needs_head_gradients,
+            bounds,
         )
 
-    def _measure_test(self, bench: Workbench, batch: MultimodalBatch) -> Signals:
+    def _measure_test(
+        self, bench: Workbench, batch: MultimodalBatch, bounds: RecordBounds | None = None
+    ) -> Signals:
         return measure(
             bench.model,
             batch,
             num_cells(self.schema),
-            self.config.report.bins,
+            self.config.test_bins,
             self.config.training.chunk_size,
+            bounds=bounds,
         )
+
+    def _test(self, bench: Workbench, batch: MultimodalBatch) -> Signals | None:
+        """Return the test signals, or None if the run wants none."""
+        privacy = self.config.privacy
+        return None if privacy.on and privacy.evaluation == "none" else self._measure_test(bench, batch)
 
     def _counts(self, records: SiteRecords) -> NDArray[np.float64]:
         shape = (num_cells(self.schema), len(self.schema.classes))
@@ -188,7 +211,7 @@ class Site:
 
 
 @contextlib.contextmanager
-def _dropout_seeded(device: torch.device, seed: int) -> Iterator[None]:
+def dropout_seeded(device: torch.device, seed: int) -> Iterator[None]:
     """Seed the global generator, the only one dropout knows, and put it back afterwards."""
     on_gpu = device.type == "cuda"
     # On a CPU torch.manual_seed would also queue the seed, with a formatted stack, for each kind of

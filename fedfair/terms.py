@@ -34,7 +34,8 @@ def direction_loss(scores: Scores, labels: Tensor, matrix: Tensor) -> Tensor:
     classes, width = scores.logits.shape[1], scores.features.shape[1]
     if matrix.shape != (classes, width + 1):
         raise ShapeError(f"`direction` must be [{classes}, {width + 1}], got {tuple(matrix.shape)}")
-    residual = torch.softmax(scores.logits, 1) - torch.nn.functional.one_hot(labels, classes)
+    # A row of the identity rather than `one_hot`, which looks at the labels and so cannot be mapped by vmap.
+    residual = torch.softmax(scores.logits, 1) - torch.eye(classes).to(scores.logits)[labels]
     return (residual * (scores.features @ matrix[:, :-1].T + matrix[:, -1])).sum()
 
 
@@ -72,7 +73,8 @@ class PairWeights:
         records = counts[:, :, :1].sum((1, 2, 3))[:, None, None, None]
         sign = torch.tensor([-1.0, 1.0], dtype=torch.float64)
         slopes = torch.as_tensor(term.slopes)[:, :, None, None] * sign * records / histograms.shape[2]
-        slopes = torch.where(pairs > 0, slopes / pairs.clamp_min(1.0), 0.0)
+        # Noise can make both totals negative, and their product positive.
+        slopes = torch.where((counts > 0).all(-1, keepdim=True), slopes / pairs.clamp_min(1.0), 0.0)
         return cls(slopes.to(bin_logits), histograms.flip(3).to(bin_logits), bin_logits, term.temperature)
 
     def loss(self, m: int, logits: Tensor, batch: MultimodalBatch) -> Tensor:

@@ -20,7 +20,7 @@ from fedfair.coefficients import Coefficients, FairnessTerm, LossTerms
 from fedfair.data.encode import FeatureSums
 from fedfair.errors import InconsistentUpdates
 from fedfair.local import SiteUpdate
-from fedfair.signals import Signals
+from fedfair.signals import Signals, Variance
 
 Arrays = dict[str, NDArray[np.generic]]
 DTYPES = ("float32", "float64")
@@ -57,20 +57,20 @@ class Survey:
     ----------
     features : FeatureSums
         Of the training records, to standardise with pooled moments.
-    train_counts, test_counts : Floats
-        [H, cells, C] records by head, cell of all attributes and label.
+    train_counts, test_counts : Floats | None
+        [H, cells, C] records by head, cell of all attributes and label; None under privacy, where
+        a site only says that it is there.
     """
 
     features: FeatureSums
-    train_counts: Floats
-    test_counts: Floats
+    train_counts: Floats | None = None
+    test_counts: Floats | None = None
 
     def digest(self) -> str:
         """Return a hash of all sums, which tells whether a site's records are still the same."""
         arrays = [
             *(self.features[name] for name in sorted(self.features)),
-            self.train_counts,
-            self.test_counts,
+            *(counts for counts in (self.train_counts, self.test_counts) if counts is not None),
         ]
         return hashlib.sha256(b"".join(a.tobytes() for a in arrays)).hexdigest()[:16]
 
@@ -168,48 +168,66 @@ def pack_signals(prefix: str, signals: Signals) -> Arrays:
     }
     if signals.head_gradients is not None:
         arrays[f"{prefix}/head_gradients"] = signals.head_gradients
+    if signals.variance is not None:
+        arrays[f"{prefix}/variance"] = np.array(signals.variance)
     return arrays
 
 
 def unpack_signals(prefix: str, arrays: Mapping[str, NDArray[np.generic]]) -> Signals:
-    """Return the signals under ``prefix/``."""
-    name = f"{prefix}/head_gradients"
+    """Return the signals under ``prefix/``.
+
+    Raises
+    ------
+    InconsistentUpdates
+        If an array is missing.
+    """
+    gradients, variance = f"{prefix}/head_gradients", f"{prefix}/variance"
     return Signals(
         _get(arrays, f"{prefix}/counts"),
         _get(arrays, f"{prefix}/losses"),
         _get(arrays, f"{prefix}/histograms"),
-        _get(arrays, name) if name in arrays else None,
+        _get(arrays, gradients) if gradients in arrays else None,
+        Variance(*_get(arrays, variance).tolist()) if variance in arrays else None,
     )
+
+
+def has_signals(prefix: str, arrays: Mapping[str, NDArray[np.generic]]) -> bool:
+    """Return whether there is any array of signals under ``prefix/``."""
+    return any(name.startswith(f"{prefix}/") for name in arrays)
 
 
 def pack_update(update: SiteUpdate) -> Arrays:
     """Return the arrays of a site's update; its name travels beside them."""
-    return {
-        **{f"rows/{key}": value for key, value in update.rows.items()},
-        **pack_signals("train", update.train),
-        **pack_signals("test", update.test),
-    }
+    arrays: Arrays = {f"rows/{key}": value for key, value in update.rows.items()}
+    for prefix, signals in (("train", update.train), ("test", update.test)):
+        if signals is not None:
+            arrays |= pack_signals(prefix, signals)
+    return arrays
 
 
 def unpack_update(site: str, arrays: Mapping[str, NDArray[np.generic]]) -> SiteUpdate:
     """Return the update of `site` that `pack_update` packed."""
-    return SiteUpdate(
-        site, _part(arrays, "rows/"), unpack_signals("train", arrays), unpack_signals("test", arrays)
+    train, test = (
+        unpack_signals(prefix, arrays) if has_signals(prefix, arrays) else None
+        for prefix in ("train", "test")
     )
+    return SiteUpdate(site, _part(arrays, "rows/"), train, test)
 
 
 def pack_survey(survey: Survey) -> Arrays:
     """Return the arrays of a survey."""
-    return {
-        **{f"features/{name}": value for name, value in survey.features.items()},
-        "train/counts": survey.train_counts,
-        "test/counts": survey.test_counts,
-    }
+    arrays: Arrays = {f"features/{name}": value for name, value in survey.features.items()}
+    for part, counts in (("train", survey.train_counts), ("test", survey.test_counts)):
+        if counts is not None:
+            arrays[f"{part}/counts"] = counts
+    return arrays
 
 
 def unpack_survey(arrays: Mapping[str, NDArray[np.generic]]) -> Survey:
     """Return the survey that `pack_survey` packed."""
     features = {name: np.asarray(value, np.float64) for name, value in _part(arrays, "features/").items()}
+    if not arrays:
+        return Survey({})
     return Survey(features, _get(arrays, "train/counts"), _get(arrays, "test/counts"))
 
 

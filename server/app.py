@@ -8,16 +8,18 @@ from pathlib import Path
 from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
+from fedfair.budget import account, notices, resolve, server_ledger
 from fedfair.config import Config, load
 from fedfair.coordinator import Coordinator
 from fedfair.data import open_dataset
+from fedfair.errors import PrivacyBudgetExhausted
 from fedfair.provenance import source_digest
 from fedfair.record import RunFolder, next_folder
 from fedfair.site import Workbench
 from server.strategy import ModulatedAggregation
 
 app = ServerApp()
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("fedfair.rounds")
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -29,21 +31,32 @@ def main(grid: Grid, context: Context) -> None:
     (``key=value`` separated by ``;``) and `output` (a folder, created; empty for a numbered one
     in ``~/fedfair-runs``). A checkpoint in the folder is resumed.
     """
-    config = read_config(context)
+    config = resolve(read_config(context))
     adapter = open_dataset(config.data.name, config.data.path, config.data.options, config.seed)
     bench = Workbench(config, adapter.schema)
-    coordinator = Coordinator(config, adapter.schema, bench.vectors())
     folder = RunFolder(Path(str(context.run_config.get("output") or default_output(config))))
+    coordinator = Coordinator(config, adapter.schema, bench.vectors(), server_ledger(config))
     folder.save_config(config)
-    strategy = ModulatedAggregation(coordinator, folder, source_digest(ROOT))
+    strategy = ModulatedAggregation(coordinator, folder, source_digest(ROOT), str(folder.path))
     if made := folder.load_checkpoint(coordinator):
         logger.info("resuming after round %d of %s", coordinator.round, folder.path)
         strategy.made = made
     folder.truncate(coordinator.round - 1)
+    for notice in notices(config, len(adapter.schema.sites), coordinator.values):
+        logger.warning(notice)
+    stopped = None
     strategy.survey(grid)
     if remaining := config.rounds - coordinator.round:
-        strategy.start(grid, ArrayRecord(), num_rounds=remaining, timeout=config.server.round_timeout)
+        try:
+            strategy.start(grid, ArrayRecord(), num_rounds=remaining, timeout=config.server.round_timeout)
+        except PrivacyBudgetExhausted as stop:
+            if coordinator.round == 0:
+                raise
+            stopped = str(stop)
+            logger.warning("training ends after round %d: %s", coordinator.round, stop)
     strategy.finish(grid)
+    if config.privacy.on:
+        folder.save_privacy(account(config, coordinator.round, stopped, strategy.unfinished))
     bench.load(coordinator.model)
     folder.save_model(bench.model.state_dict(), coordinator.moments)
 

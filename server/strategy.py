@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import reduce
@@ -14,9 +15,10 @@ from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
 from fedfair import wire
+from fedfair.aggregation import pool
 from fedfair.coordinator import Coordinator
-from fedfair.errors import RunError
-from fedfair.record import Made, RoundRecord, RunFolder, coefficient_table, test_metrics
+from fedfair.errors import PrivacyBudgetExhausted, RunError
+from fedfair.record import Made, RoundRecord, RunFolder, coefficient_table, test_metrics, train_loss
 from fedfair.signals import Signals
 from fedfair.wire import Survey
 
@@ -36,15 +38,19 @@ class ModulatedAggregation(Strategy):
         Where records and checkpoints go.
     source : str
         Digest of the server's code, which sites compare with theirs.
+    run : str
+        What the sites' ledgers call this run.
     """
 
-    def __init__(self, coordinator: Coordinator, folder: RunFolder, source: str) -> None:
-        self.coordinator, self.folder, self.source = coordinator, folder, source
+    def __init__(self, coordinator: Coordinator, folder: RunFolder, source: str, run: str) -> None:
+        self.coordinator, self.folder, self.source, self.run = coordinator, folder, source, run
         self.config = coordinator.config
         self.schema = coordinator.schema.digest()
         self.surveys: dict[str, Survey] = {}
         self._failed: dict[str, str] = {}
+        self._exhausted: dict[str, str] = {}
         self.made: Made = Made()
+        self.unfinished = False
         self._clock = time.perf_counter()
         self._nodes: list[int] = []
 
@@ -83,6 +89,10 @@ class ModulatedAggregation(Strategy):
         received = self._collect(replies)
         for node, reason in self._failed.items():
             logger.warning("node %s failed: %s", node, reason)
+        if self._exhausted:
+            self.unfinished = bool(received)
+            others = f" (and {len(self._exhausted) - 1} more sites)" if len(self._exhausted) > 1 else ""
+            raise PrivacyBudgetExhausted(self._exhausted[min(self._exhausted)] + others)
         committed = self.coordinator.commit([wire.unpack_update(s, a) for s, a in received.items()])
         self._record(self.coordinator.round - 1, committed.train, committed.test, committed.test_by_site)
         self.made = Made(
@@ -109,16 +119,18 @@ class ModulatedAggregation(Strategy):
     def finish(self, grid: Grid) -> None:
         """Have the final model measured and save what the report needs."""
         received = self._ask(grid, MessageType.EVALUATE, self._content())
-        train, test = (
-            {site: wire.unpack_signals(part, received[site]) for site in sorted(received)}
-            for part in ("train", "test")
+        told = [wire.unpack_update(site, received[site]) for site in sorted(received)]
+        for update in told:
+            for signals in (update.train, update.test):
+                if signals is not None:
+                    signals.check(f"site {update.site}")
+        train, test = pool(told) if told else (None, None)
+        by_site = {update.site: update.test for update in told if update.test is not None}
+        self._record(
+            self.coordinator.round, None if self.config.privacy.mode == "site" else train, test, by_site
         )
-        for part in (train, test):
-            for site, signals in part.items():
-                signals.check(f"site {site}")
-        self._record(self.coordinator.round, _total(train), _total(test), test)
         counts = {site: survey.train_counts for site, survey in self.surveys.items()}
-        self.folder.save_evaluation(self.coordinator.schema, counts, test)
+        self.folder.save_evaluation(self.coordinator.schema, counts, by_site)
 
     def summary(self) -> None:
         """Log what is about to run."""
@@ -130,18 +142,20 @@ class ModulatedAggregation(Strategy):
             len(self.surveys),
         )
 
-    def _record(self, number: int, train: Signals, test: Signals, by_site: Mapping[str, Signals]) -> None:
+    def _record(
+        self, number: int, train: Signals | None, test: Signals | None, by_site: Mapping[str, Signals]
+    ) -> None:
         now = time.perf_counter()
         record = RoundRecord(
             number,
-            float(train.losses[0].sum() / train.counts[0].sum()),
-            test_metrics(self.config, self.coordinator.schema, test, by_site),
+            train_loss(train),
+            {} if test is None else test_metrics(self.config, self.coordinator.schema, test, by_site),
             self.made,
             now - self._clock,
         )
         self._clock = now
         self.folder.append(record)
-        auc = record.test["auc"]
+        auc = record.test.get("auc", math.nan)
         logger.info("round %d/%d  AUC %s", number, self.config.rounds, auc, extra={"round_record": record})
 
     def _content(self) -> RecordDict:
@@ -155,7 +169,13 @@ class ModulatedAggregation(Strategy):
         return RecordDict({"arrays": wrapped, "run": self._run_record(self.coordinator.round + 1)})
 
     def _run_record(self, number: int) -> ConfigRecord:
-        return ConfigRecord({"config": self.config.to_json(), "round": number, "source": self.source})
+        told: dict[str, str | int] = {
+            "config": self.config.to_json(),
+            "round": number,
+            "source": self.source,
+            "run": self.run,
+        }
+        return ConfigRecord({**told})
 
     def _messages(self, kind: str, content: RecordDict) -> list[Message]:
         group = str(self.coordinator.round + 1)
@@ -176,7 +196,7 @@ class ModulatedAggregation(Strategy):
             If fewer than `server.min_sites` answered, with the first failed site's own words.
         """
         received: Replies = {}
-        self._failed = {}
+        self._failed, self._exhausted = {}, {}
         for reply in replies:
             if reply.has_error():
                 node = str(reply.metadata.src_node_id)
@@ -192,9 +212,12 @@ class ModulatedAggregation(Strategy):
                     f"the data of site {site} must have the server's schema ({self.schema}), got {schema}: "
                     "names, shapes or their order differ"
                 )
+            if "exhausted" in reply.content.config_records["site"]:
+                self._exhausted[site] = str(reply.content.config_records["site"]["exhausted"])
+                continue
             record = reply.content.array_records["arrays"]
             received[site] = {n: wire.from_bytes(a.data, a.dtype, a.shape) for n, a in record.items()}
-        if len(received) < self.config.server.min_sites:
+        if not self._exhausted and len(received) < self.config.server.min_sites:
             why = next(iter(self._failed.values()), "no answer before `server.round_timeout`")
             raise RunError(
                 f"at least {self.config.server.min_sites} sites must answer, got {len(received)} "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from types import TracebackType
 from typing import Self
 
@@ -81,10 +82,10 @@ def describe(record: RoundRecord) -> str:
     """Return one line on a model: round, loss, AUC, worst group."""
 
     def number(value: float | None) -> str:
-        return "n/e" if value is None else f"{value:.3f}"
+        return "n/e" if value is None or math.isnan(value) else f"{value:.3f}"
 
+    loss = "n/e" if math.isnan(record.train_loss) else f"{record.train_loss:.3f}"
+    if not record.test:
+        return f"round {record.round:3d}  loss {loss}  test metrics not released"
     worst = f"{number(record.test['worst_group_auc'])} ({record.test['worst_group'] or 'no group'})"
-    return (
-        f"round {record.round:3d}  loss {record.train_loss:.3f}  "
-        f"AUC {number(record.test['auc'])}  worst group {worst}"
-    )
+    return f"round {record.round:3d}  loss {loss}  AUC {number(record.test['auc'])}  worst group {worst}"

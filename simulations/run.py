@@ -30,6 +30,7 @@ from simulations.progress import RoundProgress
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENT = "experiment.json"
+LEDGERS = "ledgers"
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,8 @@ def run_experiment(request: Request) -> bool:
             for seed in seeds:
                 for arm in arms:
                     progress.start(arm, seed)
-                    _run_arm(
-                        _arm_config(config, arm, seed), folder / f"seed-{seed}" / arm, request, adapter.schema
-                    )
+                    own = folder / f"seed-{seed}" / arm
+                    _run_arm(_arm_config(config, arm, seed, own), own, request, adapter.schema)
     except KeyboardInterrupt:
         interrupted = True
     finally:
@@ -95,13 +95,16 @@ def _check_sites(adapter: DataAdapter) -> None:
         )
 
 
-def _arm_config(config: Config, arm: str, seed: int) -> Config:
+def _arm_config(config: Config, arm: str, seed: int, folder: Path) -> Config:
     method = config.method if arm == config.method.name else METHODS[arm]()
-    data = config.data
+    data, privacy = config.data, config.privacy
+    if privacy.on and privacy.ledger is None:
+        # A simulation spends nobody's budget, so each of its runs has accounts of its own.
+        privacy = dataclasses.replace(privacy, ledger=str((folder / LEDGERS).resolve()))
     if data.path is not None:
         # Flower's engines run elsewhere than here.
         data = dataclasses.replace(data, path=str(Path(data.path).resolve()))
-    return dataclasses.replace(config, seed=seed, method=method, data=data)
+    return dataclasses.replace(config, seed=seed, method=method, data=data, privacy=privacy)
 
 
 def _run_arm(config: Config, folder: Path, request: Request, schema: Schema) -> None:

@@ -27,11 +27,13 @@ LAYERS = (
     {"batch", "coefficients"},
     {"data"},
     {"signals"},
-    {"metrics", "assessment", "bootstrap"},
+    {"metrics", "resolution", "assessment", "bootstrap"},
+    {"privacy.noise", "privacy.accounting", "privacy.ledger", "privacy.release", "privacy.gate"},
     {"modulation"},
     {"models", "blocks", "paths", "terms", "gradients", "measure", "local", "aggregation", "wire"},
+    {"privacy"},
     {"config"},
-    {"plan", "site", "coordinator"},
+    {"plan", "budget", "site", "privacy.server", "privacy.site", "coordinator"},
     {"checkpoint", "record", "report", "trained"},
     {"cli"},
     {"__main__"},
@@ -45,7 +47,8 @@ NOT_IN = {
 }
 MAY_IMPORT_ALL = {"fedfair.cli"}  # starts the experiments
 OPTIONAL = ("flwr", "ray", "grpc", "opacus", "matplotlib", "server", "client", "simulations")
-MAY_NEED_OPTIONAL = MAY_IMPORT_ALL | {"fedfair.__main__"} | {"fedfair.report._figures"}  # draws
+DRAWS = {"fedfair.report._figures", "fedfair.report._budget_figures"}
+MAY_NEED_OPTIONAL = MAY_IMPORT_ALL | DRAWS | {"fedfair.__main__"}
 
 FORBIDDEN_WORDS = re.compile(r"debias|unbiased|guarantee\w*\s+(?:\w+\s+)?fairness", re.IGNORECASE)
 

@@ -30,6 +30,10 @@ TYPES = {
     "str | None": "text or null",
     "bool | None": "true/false or null",
     "str | Sequence[str]": "text or list",
+    "Sequence[str]": "list",
+    "float | None": "number or null",
+    "int | None": "integer or null",
+    "float | Mapping[str, Any] | None": "number, mapping or null",
 }
 
 

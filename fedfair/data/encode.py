@@ -1,13 +1,15 @@
 """From a site's raw records to model inputs, standardised with federated moments.
 
 Sites send sums over their training records (`feature_sums`); the server adds them and broadcasts
-the pooled `moments`; each site encodes its own records with those. Values are float32, whose
+the pooled `moments`; each site encodes its own records with those. Under privacy nothing is summed:
+the moments are `public_moments`. Values are float32, whose
 squares float64 holds exactly, so plain sums of squares need no shift to be accurate.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +18,7 @@ from numpy.typing import NDArray
 from fedfair.batch import MultimodalBatch
 from fedfair.data.checks import checked_indices, checked_raw
 from fedfair.data.schema import Schema, SiteRecords, TableModality
-from fedfair.errors import InconsistentUpdates, ShapeError
+from fedfair.errors import ConfigError, InconsistentUpdates, ShapeError, nearest
 
 FeatureSums = dict[str, NDArray[np.float64]]
 """Per table modality [3, n_numeric]: count, sum and sum of squares of the observed values."""
@@ -87,6 +89,39 @@ def moments(sums: FeatureSums) -> Moments:
         constant = variance <= 1e-12 * mean_square
         result[name] = np.stack([mean, np.sqrt(np.where(constant, 1.0, variance))])
     return result
+
+
+def public_moments(schema: Schema, ranges: Mapping[str, Any]) -> dict[str, NDArray[np.float64]]:
+    """Return moments that no record is behind: a column's [low, high] is taken as mean -+ 2 sd.
+
+    Parameters
+    ----------
+    schema : Schema
+        Its numeric columns need a range each; a column of that name in two modalities shares it.
+    ranges : Mapping[str, Any]
+        [low, high] per column, public knowledge such as physiological limits.
+
+    Raises
+    ------
+    ConfigError
+        If a numeric column has no range, or a range no column.
+    """
+    columns = {name: [m.columns[j].name for j in _numeric(m)] for name, m in _tables(schema).items()}
+    known = {column for names in columns.values() for column in names}
+    for column in sorted(known ^ set(ranges)):
+        if column in ranges:
+            raise ConfigError(
+                f"`data.ranges` must name numeric columns, got {column!r}{nearest(column, known)}"
+            )
+        raise ConfigError(
+            f"`data.ranges.{column}` must be [low, high], public limits of that column, got none; mean and "
+            "deviation of the records would leave the site without noise"
+        )
+    ends = {column: np.asarray(pair, dtype=np.float64) for column, pair in ranges.items()}
+    return {
+        name: np.array([[ends[c].mean() for c in names], [np.ptp(ends[c]) / 4 for c in names]])
+        for name, names in columns.items()
+    }
 
 
 def encode(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -48,6 +50,38 @@ def train_test_split(records: SiteRecords, test_fraction: float, seed: int, site
     shuffled = stratum.reshape(-1)[order]
     test = np.sort(np.concatenate([order[shuffled == s][:q] for s, q in enumerate(quota)]))
     return np.setdiff1d(np.arange(len(records)), test), test
+
+
+def hashed_split(records: SiteRecords, test_fraction: float, seed: int, site: str) -> tuple[Index, Index]:
+    """Return the ascending indices of train and test records, each record's side decided by itself.
+
+    A record goes to the test set if a hash of (seed, site, its values) falls below `test_fraction`.
+    Adding or removing one record therefore moves no other one, which a stratified draw does not
+    give and record-level privacy rests on. Equal records share a side; either side may be empty.
+
+    Parameters
+    ----------
+    records, test_fraction, seed, site
+        As for `train_test_split`.
+
+    Raises
+    ------
+    DataError
+        If `test_fraction` is outside (0, 1).
+    """
+    if not 0 < test_fraction < 1:
+        raise DataError(f"`test_fraction` must be in (0, 1), got {test_fraction}")
+    salt = f"{seed}\x1f{site}\x1fsplit".encode()
+    # Missing values must have one pattern of bits, or equal records could part.
+    columns = [np.where(np.isnan(raw), np.nan, raw) for raw in records.modalities.values()]
+    columns += [records.labels, *records.attributes.values()]
+    shares = np.empty(len(records))
+    for i in range(len(records)):
+        digest = hashlib.sha256(salt)
+        for column in columns:
+            digest.update(np.ascontiguousarray(column[i]).tobytes())
+        shares[i] = int.from_bytes(digest.digest()[:8], "big") / 2.0**64
+    return np.flatnonzero(shares >= test_fraction), np.flatnonzero(shares < test_fraction)
 
 
 def _quotas(sizes: Index, test_fraction: float, rng: np.random.Generator) -> Index:

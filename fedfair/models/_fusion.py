@@ -10,6 +10,27 @@ from torch import Tensor, nn
 from fedfair.models._base import Fusion
 
 
+class LearnedConstant(nn.Module):
+    """A learned array, zero at first, times a factor per record.
+
+    It is a layer, and not a parameter of the network around it, because Opacus differentiates by
+    record through layers with one input only.
+
+    Parameters
+    ----------
+    *shape : int
+        Of the array.
+    """
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(shape))
+
+    def forward(self, factors: Tensor) -> Tensor:
+        """Return [B, *shape] from the factors [B, 1, ...], which have as many axes."""
+        return factors * self.weight
+
+
 class ConcatFusion(Fusion):
     """Concatenate the embeddings, a learned token standing in for a missing one, then a hidden layer.
 
@@ -25,13 +46,13 @@ class ConcatFusion(Fusion):
 
     def __init__(self, num_modalities: int, embedding_dim: int, feature_dim: int, num_classes: int) -> None:
         super().__init__(nn.Linear(feature_dim, num_classes))
-        self.missing = nn.Parameter(torch.zeros(num_modalities, embedding_dim))
+        self.missing = nn.ModuleList(LearnedConstant(embedding_dim) for _ in range(num_modalities))
         self.body = nn.Sequential(nn.Linear(num_modalities * embedding_dim, feature_dim), nn.ReLU())
 
     def join(self, embeddings: Sequence[Tensor], present: Tensor) -> Tensor:
         """Return features [B, P]."""
         absent = (~present).to(embeddings[0].dtype)
-        filled = [z + absent[:, m, None] * self.missing[m] for m, z in enumerate(embeddings)]
+        filled = [z + self.missing[m](absent[:, m, None]) for m, z in enumerate(embeddings)]
         joined: Tensor = self.body(torch.cat(filled, dim=1))
         return joined
 
@@ -50,7 +71,7 @@ class AttentionFusion(Fusion):
 
     def __init__(self, num_modalities: int, embedding_dim: int, feature_dim: int, num_classes: int) -> None:
         super().__init__(nn.Linear(feature_dim, num_classes))
-        self.position = nn.Parameter(torch.zeros(num_modalities, embedding_dim))
+        self.position = LearnedConstant(num_modalities, embedding_dim)
         self.score = nn.Sequential(
             nn.Linear(embedding_dim, embedding_dim), nn.Tanh(), nn.Linear(embedding_dim, 1)
         )
@@ -58,7 +79,8 @@ class AttentionFusion(Fusion):
 
     def join(self, embeddings: Sequence[Tensor], present: Tensor) -> Tensor:
         """Return features [B, P]."""
-        tokens = torch.stack(list(embeddings), dim=1) + self.position
+        ones = embeddings[0].new_ones(len(present), 1, 1)
+        tokens = torch.stack(list(embeddings), dim=1) + self.position(ones)
         scores = self.score(tokens)[..., 0].masked_fill(~present, -torch.inf)
         # A row of minus infinity only would turn into NaN.
         attention = torch.softmax(scores, dim=1).masked_fill(~present, 0.0)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from fedfair.signals import bin_logits
 
 Array = NDArray[np.float64]
+ROUNDING = 1e-9
 
 
 def surrogate_auc(histograms: Array, temperature: float) -> Array:
@@ -26,8 +27,10 @@ def surrogate_auc(histograms: Array, temperature: float) -> Array:
     # The logistic function; exp would overflow at a small temperature.
     pair = (1.0 + np.tanh((logit[:, None] - logit[None, :]) / (2.0 * temperature))) / 2.0
     wins = np.einsum("...i,ij,...j->...", histograms[..., 1, :], pair, histograms[..., 0, :])
-    pairs = histograms.sum(-1).prod(-1)
-    result: Array = np.divide(wins, pairs, out=np.full_like(wins, np.nan), where=pairs > 0)
+    totals = histograms.sum(-1)
+    # Noise can make both totals negative, and their product positive.
+    known = (totals > 0).all(-1)
+    result: Array = np.divide(wins, totals.prod(-1), out=np.full_like(wins, np.nan), where=known)
     return result
 
 
@@ -47,7 +50,9 @@ def gap_slopes(group_auc: Array, one_sided: bool) -> Array:
     count = known.sum(-1, keepdims=True)
     filled = np.where(known, group_auc, 0.0)
     mean = filled.sum(-1, keepdims=True) / np.maximum(count, 1)
-    sign = np.where(known, np.sign(filled - mean), 0.0)
+    gap = filled - mean
+    # Groups settled at one distribution differ by rounding, which must not choose a side.
+    sign = np.where(known & (np.abs(gap) > ROUNDING), np.sign(gap), 0.0)
     if one_sided:
         slopes = np.minimum(sign, 0.0)
     else:

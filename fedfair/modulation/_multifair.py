@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fedfair.coefficients import Coefficients, FairnessTerm, LossTerms
 from fedfair.errors import ConfigError
-from fedfair.metrics import auc_standard_error, macro_auc
+from fedfair.metrics import auc_noise_sd, auc_standard_error, macro_auc
 from fedfair.modulation._base import Memory, Modulation, check_range, shares
 from fedfair.modulation._direction import direction_matrix
 from fedfair.modulation._fairness import gap_slopes, surrogate_auc
@@ -121,8 +121,10 @@ class MultiFair:
         }
         # Only a head that is scored in both rounds has progressed; NaN otherwise.
         change = np.where(np.isfinite(auc), state["auc"] - memory.get("auc", np.nan), np.nan)
-        balance = self._balance(change, _error(by_head))
-        group = self._group_factors(state["group_auc"], _error(unimodal), signals.counts[1:].sum(-1))
+        noise = 0.0 if signals.variance is None else signals.variance.histograms
+        balance = self._balance(change, _error(by_head, noise * signals.num_groups))
+        error = _error(unimodal, noise)
+        group = self._group_factors(state["group_auc"], error, signals.counts[1:].sum(-1))
         diagnostics = {**state, "balance": balance, "group_factors": group}
         neutral = Coefficients.neutral(len(balance), signals.num_groups)
         if state["rounds"][0] <= self.warmup:
@@ -191,7 +193,10 @@ class MultiFair:
         return LossTerms(direction, fairness), cosines
 
 
-def _error(histograms: Array) -> Array:
-    """Return the standard error of the macro AUC [...]; the mean over classes is an upper bound."""
-    error: Array = auc_standard_error(histograms).mean(-1)
+def _error(histograms: Array, variance: float) -> Array:
+    """Return the standard error of the macro AUC [...]; the mean over classes is an upper bound.
+
+    `variance` is that of the noise in each cell, which counts like the sampling error.
+    """
+    error: Array = np.hypot(auc_standard_error(histograms), auc_noise_sd(histograms, variance)).mean(-1)
     return error

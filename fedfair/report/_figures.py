@@ -46,6 +46,7 @@ CURVES = (
     ("es_auc", "ES-AUC"),
     ("worst_group_auc", "Worst-group AUC"),
 )
+FEW_ROUNDS = 12  # a line through so few shows where they are
 COEFFICIENT_TICKS = {"1/4": 1 / 4, "1/2": 1 / 2, "2/3": 2 / 3, "1": 1.0, "3/2": 3 / 2, "2": 2.0, "4": 4.0}
 
 
@@ -68,38 +69,70 @@ def _svg(figure: Figure, name: str) -> str:
 
 
 @mpl.rc_context(STYLE)
-def curves(experiment: Experiment) -> str:
-    """Return loss and AUCs over rounds: a line per arm, the mean over seeds, in a band of all seeds."""
-    figure = Figure(figsize=(8.8, 5.2), layout="constrained")
-    for axes, (key, title) in zip(figure.subplots(2, 2, sharex=True).flat, CURVES, strict=True):
+def curves(experiment: Experiment) -> str | None:
+    """Return loss and AUCs over rounds: a line per arm, the mean over seeds, in a band of all seeds.
+
+    What is not known of any round is left out; None if nothing is.
+    """
+    known = {(key, title): lines for key, title in CURVES if (lines := _lines(experiment, key))}
+    if not known:
+        return None
+    columns = min(2, len(known))
+    rows = -(-len(known) // columns)
+    figure = Figure(figsize=(8.8, 2.6 * rows), layout="constrained")
+    colours = arm_colours(experiment.arms)
+    panels = figure.subplots(rows, columns, sharex=True, squeeze=False).flat
+    for axes, ((_, title), lines) in zip(panels, known.items(), strict=False):
         axes.set_title(title)
-        for arm, colour in arm_colours(experiment.arms).items():
-            runs = [run for run in experiment.runs.values() if run.arm == arm and run.records]
-            if runs:
-                _curve(axes, *_over_rounds(runs, key), arm, colour, arm == experiment.baseline)
+        for arm, (rounds, values) in lines.items():
+            _curve(axes, rounds, values, arm, colours[arm], arm == experiment.baseline)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-    for axes in figure.axes[2:]:
+    for axes in figure.axes[-columns:]:
         axes.set_xlabel("round")
+    for axes in figure.axes[len(known) :]:
+        axes.set_axis_off()
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=6)
     return _svg(figure, "curves")
 
 
+def _lines(experiment: Experiment, key: str) -> dict[str, tuple[Array, Array]]:
+    """Return by arm the rounds [R] in which a metric is known for some seed, and the metric [seeds, R]."""
+    lines = {}
+    for arm in experiment.arms:
+        runs = [run for run in experiment.runs.values() if run.arm == arm and run.records]
+        rounds, values = _over_rounds(runs, key)
+        known = ~np.isnan(values).all(0)
+        if known.any():
+            lines[arm] = rounds[known], values[:, known]
+    return lines
+
+
 def _over_rounds(runs: Sequence[Run], key: str) -> tuple[Array, Array]:
-    """Return the evaluated rounds [R] and the metric [seeds, R], NaN where a run has none."""
+    """Return the rounds [R] on record and the metric [seeds, R], NaN where a run has none."""
     by_run = [
-        {r["round"]: number(r["train_loss"] if key == "train_loss" else r["test"][key]) for r in run.records}
+        {
+            r["round"]: number(r["train_loss"] if key == "train_loss" else r["test"].get(key))
+            for r in run.records
+        }
         for run in runs
     ]
     rounds = sorted(set().union(*by_run))
     values = [[values.get(r, np.nan) for r in rounds] for values in by_run]
-    return np.array(rounds, dtype=np.float64), np.array(values)
+    return np.array(rounds, dtype=np.float64), np.array(values).reshape(len(runs), len(rounds))
 
 
 def _curve(axes: Axes, rounds: Array, values: Array, arm: str, colour: str, dashed: bool) -> None:
-    known = ~np.isnan(values).all(0)
-    rounds, values = rounds[known], values[:, known]
     axes.fill_between(rounds, np.nanmin(values, 0), np.nanmax(values, 0), color=colour, alpha=0.15, lw=0)
-    axes.plot(rounds, np.nanmean(values, 0), color=colour, ls="--" if dashed else "-", lw=1.6, label=arm)
+    axes.plot(
+        rounds,
+        np.nanmean(values, 0),
+        color=colour,
+        ls="--" if dashed else "-",
+        lw=1.6,
+        label=arm,
+        marker="o" if rounds.size <= FEW_ROUNDS else None,
+        ms=3.5,
+    )
 
 
 @mpl.rc_context(STYLE)
@@ -162,7 +195,11 @@ def _block_labels(experiment: Experiment) -> list[str]:
 def unimodal(experiment: Experiment) -> str | None:
     """Return the AUC of each modality's head beside the fused one, a dot per arm, a line over seeds."""
     rows = [*experiment.schema["modalities"], "all together (fused)"]
-    colours = {arm: c for arm, c in arm_colours(experiment.arms).items() if experiment.compared(arm)}
+    colours = {
+        arm: c
+        for arm, c in arm_colours(experiment.arms).items()
+        if not np.isnan(_head_aucs(experiment, arm)).all()
+    }
     if not colours:
         return None
     figure = Figure(figsize=(8.8, 0.9 + (0.16 + 0.14 * len(colours)) * len(rows)), layout="constrained")

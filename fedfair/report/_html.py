@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,15 @@ import numpy as np
 import yaml
 
 from fedfair.metrics import auc_bound
-from fedfair.report import _tables
+from fedfair.report import _privacy, _tables
 from fedfair.report._load import Experiment, load
 from fedfair.report._macros import MACROS
+from fedfair.report._privacy_page import PRIVACY
 from fedfair.report._results import METRICS, Estimate, Verdict, differences, headline, verdicts
 from fedfair.report._style import STYLE
+from fedfair.report._table_sections import TABLES
 from fedfair.report._template import PAGE
+from fedfair.resolution import AUC_SD, RATE_SD
 
 REPORT = "report.html"
 
@@ -40,7 +44,7 @@ def render(experiment: Experiment) -> str:
     from jinja2 import DictLoader, Environment, StrictUndefined
 
     environment = Environment(
-        loader=DictLoader({"page": PAGE, "macros": MACROS}),
+        loader=DictLoader({"page": PAGE, "macros": MACROS, "privacy": PRIVACY, "tables": TABLES}),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -50,6 +54,7 @@ def render(experiment: Experiment) -> str:
         "signed": signed_text,
         "percent": percent_text,
         "moment": moment_text,
+        "epsilon": epsilon_text,
     }
     return environment.get_template("page").render(_context(experiment)).strip() + "\n"
 
@@ -57,7 +62,6 @@ def render(experiment: Experiment) -> str:
 def _context(experiment: Experiment) -> dict[str, Any]:
     compared = differences(experiment)
     patients = _tables.patient_rows(experiment)
-    parts = ([row.train for row in patients], [row.test for row in patients])
     seed_counts = {len(experiment.compared(arm)) for arm in experiment.arms}
     config = yaml.safe_dump(dict(experiment.config), sort_keys=False, allow_unicode=True)
     return {
@@ -67,7 +71,11 @@ def _context(experiment: Experiment) -> dict[str, Any]:
         "groups": experiment.attributes[experiment.attribute],
         "seed_counts": seed_counts,
         "many": max(seed_counts) > 1,
-        "totals": [int(np.sum(part)) for part in parts] if patients else [],
+        "totals": _totals(experiment, patients),
+        "released": any(e.released for e in experiment.evaluations.values()),
+        "linear": AUC_SD,
+        "rate_limit": RATE_SD,
+        "privacy": _private(experiment),
         "gaps": experiment.gaps(),
         "metrics": METRICS,
         "headline": headline(experiment),
@@ -85,11 +93,34 @@ def _context(experiment: Experiment) -> dict[str, Any]:
     }
 
 
+def _totals(experiment: Experiment, rows: Sequence[_tables.PatientRow]) -> dict[str, int]:
+    """Return how many training and test records there are, as far as that may be known."""
+    train = [row.train for row in rows if row.train is not None]
+    pooled = [e.pooled.counts[0].sum() for e in experiment.evaluations.values()]
+    return {"train": int(np.sum(train)), "test": round(float(pooled[0])) if pooled else 0}
+
+
+def _private(experiment: Experiment) -> dict[str, Any]:
+    """Return what the privacy section shows; empty if nothing is protected."""
+    if not experiment.private:
+        return {}
+    return {
+        "accounts": _privacy.accounts(experiment),
+        "stops": _privacy.stops(experiment),
+        "not_private": _privacy.not_private(experiment),
+        "constants": _privacy.constants(experiment),
+        "unprotected": _privacy.unprotected(experiment),
+        "ledgers": _privacy.ledgers(experiment),
+        "tables": _privacy.released_tables(experiment),
+    }
+
+
 def _score_bins(experiment: Experiment) -> dict[str, float]:
     """Return the number of bins, and the largest error that binning may cause in an overall AUC."""
     fused = [e.pooled.histograms[0].sum(0) for e in experiment.evaluations.values()]
     bounds = [float(auc_bound(histogram).max()) for histogram in fused]
-    return {"bins": fused[0].shape[-1] if fused else 0, "bound": max(bounds, default=math.nan)}
+    known = [bound for bound in bounds if bound >= 0]  # noise may leave none
+    return {"bins": fused[0].shape[-1] if fused else 0, "bound": max(known, default=math.nan)}
 
 
 def _drawn(experiment: Experiment) -> dict[str, Any]:
@@ -97,7 +128,7 @@ def _drawn(experiment: Experiment) -> dict[str, Any]:
 
     maps = [(arm, _figures.coefficients(experiment, arm), _live(experiment, arm)) for arm in experiment.arms]
     return {
-        "curves": _figures.curves(experiment) if experiment.compared_round >= 0 else "",
+        "curves": _figures.curves(experiment),
         "coefficients": [item for item in maps if item[1]],
         "unimodal": _figures.unimodal(experiment),
     }
@@ -128,11 +159,18 @@ def moment_text(moment: str | None) -> str:
     return moment.replace("T", " ").replace("+00:00", " UTC") if moment else "not finished"
 
 
+def epsilon_text(value: float | None) -> str:
+    """Return four digits, infinite for what JSON has no number for, or unknown."""
+    if value is None or value == math.inf:
+        return "infinite"
+    return "unknown" if math.isnan(value) else f"{value:.4g}"
+
+
 def comparison_table(folder: Path) -> str:
     """Return the headline of an experiment as an aligned plain-text table.
 
     A line per method, then per method a line of paired differences from the baseline, then the
-    verdict. Intervals are those of the report.
+    verdict, then what was promised of privacy. Intervals are those of the report.
 
     Raises
     ------
@@ -151,7 +189,10 @@ def comparison_table(folder: Path) -> str:
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
     gaps = [f"incomplete: {gap}" for gap in experiment.gaps()]
     said = [_sentence(verdict) for verdict in verdicts(experiment, compared)]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], *gaps, *said])
+    table = [lines[0], "-" * len(lines[0]), *lines[1:]]
+    if experiment.untested:
+        table = ["test figures are not released (`privacy.evaluation: none`)"]
+    return "\n".join([*table, *gaps, *said, *_privacy.statement_lines(experiment)])
 
 
 def _sentence(verdict: Verdict) -> str:

@@ -13,12 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedfair.errors import RunError
-from fedfair.signals import Signals
+from fedfair.signals import Signals, Variance
 
 Array = NDArray[np.float64]
 Record = Mapping[str, Any]
 
 EXPERIMENT, ROUNDS, EVALUATION = "experiment.json", "rounds.jsonl", "evaluation.npz"
+PRIVACY, LEDGERS = "privacy.json", "ledgers"
 
 
 @dataclass(frozen=True)
@@ -28,45 +29,75 @@ class Evaluation:
     Attributes
     ----------
     counts, train_counts : Array
-        [K, H, cells, C] test and training records.
+        [K, H, cells, C] test and training records; the latter are zeros if nobody may know them.
     losses : Array
         [K, H, cells].
     histograms : Array
         [K, H, cells, T, 2, Q].
+    variance : Array
+        [K, 3] of the noise in a cell of histograms, losses and head gradients; zeros if exact.
     """
 
     counts: Array
     losses: Array
     histograms: Array
     train_counts: Array
+    variance: Array
+
+    @property
+    def released(self) -> bool:
+        """Whether the test signals carry noise."""
+        return bool(self.variance.any())
 
     @property
     def pooled(self) -> Signals:
         """The test signals of all sites together."""
-        return Signals(self.counts.sum(0), self.losses.sum(0), self.histograms.sum(0))
+        summed = (self.counts.sum(0), self.losses.sum(0), self.histograms.sum(0))
+        return Signals(*summed, variance=_noise(self.variance.sum(0)))
 
     def site(self, index: int) -> Signals:
         """Return the test signals of one site."""
-        return Signals(self.counts[index], self.losses[index], self.histograms[index])
+        own = (self.counts[index], self.losses[index], self.histograms[index])
+        return Signals(*own, variance=_noise(self.variance[index]))
+
+
+def _noise(variance: Array) -> Variance | None:
+    return Variance(*variance.tolist()) if variance.any() else None
 
 
 @dataclass(frozen=True)
 class Run:
-    """One seed of one arm: a record per evaluated model, and the final evaluation if it was reached."""
+    """One seed of one arm: a record per model, and the final evaluation if it was reached.
+
+    `privacy` is what the run promised and spent, and `folder` where it lies; None and empty if there is
+    none.
+    """
 
     seed: int
     arm: str
     records: tuple[Record, ...] = ()
     evaluation: Evaluation | None = None
+    privacy: Mapping[str, Any] | None = None
+    folder: Path = Path()
 
     @property
     def last_round(self) -> int:
-        """Rounds behind the last evaluated model; -1 if there is none."""
+        """Rounds behind the last model on record; -1 if there is none."""
         return int(self.records[-1]["round"]) if self.records else -1
+
+    @property
+    def last_tested(self) -> int:
+        """Rounds behind the last model whose test metrics are known; -1 if there is none."""
+        return max((int(r["round"]) for r in self.records if r["test"]), default=-1)
+
+    @property
+    def stopped(self) -> str | None:
+        """Why training ended early at the privacy cap, or None."""
+        return None if self.privacy is None else self.privacy["stopped"]
 
     def test_at(self, round_number: int) -> Record | None:
         """Return the test metrics of the model after `round_number` rounds, or None."""
-        return next((r["test"] for r in self.records if r["round"] == round_number), None)
+        return next((r["test"] for r in self.records if r["round"] == round_number and r["test"]), None)
 
 
 @dataclass(frozen=True)
@@ -119,21 +150,43 @@ class Experiment:
         """Bootstrap resamples."""
         return int(self.config.get("report", {}).get("resamples", 1000))
 
+    @property
+    def privacy(self) -> Mapping[str, Any]:
+        """The privacy section of the configuration; mode off if it has none."""
+        return {"mode": "off", **self.config.get("privacy", {})}
+
+    @property
+    def private(self) -> bool:
+        """Whether the experiment is about differential privacy."""
+        return bool(self.privacy["mode"] != "off")
+
+    @property
+    def untested(self) -> bool:
+        """Whether test metrics are not to be known at all."""
+        return self.private and self.privacy.get("evaluation") == "none"
+
     @cached_property
     def compared_round(self) -> int:
         """The round whose models are compared; -1 if no model was evaluated.
 
         The last planned one as soon as any run reached it, else the last one that all runs with a
-        record have reached, so that arms are never compared at different rounds.
+        record have reached, so that arms are never compared at different rounds. A run that ended at
+        its privacy cap has reached its end.
         """
-        reached = [run.last_round for run in self.runs.values() if run.records]
-        if not reached:
+        found = [run for run in self.runs.values() if run.records]
+        reached = [self.rounds if run.stopped else run.last_tested for run in found]
+        if not any(run.last_tested >= 0 for run in found):
             return -1
         return self.rounds if max(reached) >= self.rounds else min(reached)
 
     def compared(self, arm: str) -> dict[int, Record]:
-        """Return by seed the test metrics of an arm's models after `compared_round` rounds."""
-        found = {seed: self.runs[seed, arm].test_at(self.compared_round) for seed in self.seeds}
+        """Return by seed the test metrics of an arm's models after `compared_round` rounds.
+
+        Of a run that ended at its privacy cap they are those of its last model.
+        """
+        runs = [self.runs[seed, arm] for seed in self.seeds]
+        last = [run.last_round if run.stopped else self.compared_round for run in runs]
+        found = {run.seed: run.test_at(number) for run, number in zip(runs, last, strict=True)}
         return {seed: test for seed, test in found.items() if test is not None}
 
     @cached_property
@@ -161,8 +214,9 @@ class Experiment:
         if not run.records:
             return "no results"
         if run.last_round < self.rounds:
-            return f"{run.last_round} of {self.rounds} rounds"
-        return "" if run.evaluation else "no final evaluation"
+            cap = ", where it reached its privacy cap" if run.stopped else ""
+            return f"{run.last_round} of {self.rounds} rounds{cap}"
+        return "" if run.evaluation or self.untested else "no final evaluation"
 
 
 def load(folder: Path) -> Experiment:
@@ -190,8 +244,12 @@ def _load_run(folder: Path, seed: int, arm: str) -> Run:
     lines = rounds.read_text(encoding="utf-8").splitlines() if rounds.is_file() else []
     # A crash may leave the last line half written.
     records = tuple(json.loads(line) for line in lines if line.endswith("}"))
-    if not stored.is_file():
-        return Run(seed, arm, records)
-    with np.load(stored, allow_pickle=False) as arrays:
-        evaluation = Evaluation(**{item.name: arrays[item.name] for item in fields(Evaluation)})
-    return Run(seed, arm, records, evaluation)
+    told = folder / PRIVACY
+    privacy = json.loads(told.read_text(encoding="utf-8")) if told.is_file() else None
+    return Run(seed, arm, records, _load_evaluation(stored) if stored.is_file() else None, privacy, folder)
+
+
+def _load_evaluation(path: Path) -> Evaluation:
+    with np.load(path, allow_pickle=False) as arrays:
+        stored = {"variance": np.zeros((len(arrays["counts"]), 3)), **arrays}
+    return Evaluation(**{item.name: stored[item.name] for item in fields(Evaluation)})

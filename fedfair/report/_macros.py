@@ -2,11 +2,17 @@
 
 MACROS = """
 {%- macro estimate(e, signed=false) -%}
-{%- if e.value != e.value -%}<td class="none">n.e.</td>
+{%- if e.value != e.value -%}<td class="none">n.e.{{ noise(e.noise) }}</td>
 {%- else -%}<td>{{ e.value|signed if signed else e.value|number }}
 {%- if e.low == e.low %}<small>{{ e.low|signed if signed else e.low|number }} to {#-#}
- {{ e.high|signed if signed else e.high|number }}</small>{% endif %}</td>
+ {{ e.high|signed if signed else e.high|number }}</small>{% endif %}{{ noise(e.noise) }}</td>
 {%- endif -%}
+{%- endmacro -%}
+{%- macro noise(sd) -%}
+{%- if sd == sd and sd > 0 %}<small>noise ± {{ sd|number if sd < 1 else sd|round|int }}</small>{% endif -%}
+{%- endmacro -%}
+{%- macro count(n, sd) -%}
+<td>{{ n }}{% if sd > 0 %} ± {{ sd|round|int }}{% endif %}</td>
 {%- endmacro -%}
 {%- macro value(v) -%}
 <td{% if v != v %} class="none"{% endif %}>{{ v|number }}</td>

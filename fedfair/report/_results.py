@@ -37,12 +37,16 @@ FEWEST_SEEDS = 3  # an interval from two values exists, but nobody should act on
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its 95 % interval, and from how many seeds it comes; NaN for not estimable."""
+    """A value with its 95 % interval, and from how many seeds it comes; NaN for not estimable.
+
+    `noise` is the standard deviation that the noise of a release gives the value, 0 if none.
+    """
 
     value: float = math.nan
     low: float = math.nan
     high: float = math.nan
     seeds: int = 0
+    noise: float = 0.0
 
     @property
     def excludes_zero(self) -> bool:
@@ -184,13 +188,17 @@ class Verdict:
 
 def verdicts(experiment: Experiment, compared: dict[str, dict[str, Difference]]) -> list[Verdict]:
     """Return a verdict per arm other than the baseline."""
+    if experiment.untested:
+        heading = f"{', '.join(compared)} against {experiment.baseline}"
+        remark = "Test figures are not released (`privacy.evaluation: none`), so nothing can be compared."
+        return [Verdict(heading, remark=remark)] if compared else []
     return [_verdict(f"{arm} against {experiment.baseline}", changes) for arm, changes in compared.items()]
 
 
 def _verdict(versus: str, by_metric: dict[str, Difference]) -> Verdict:
     seeds = max(difference.estimate.seeds for difference in by_metric.values())
     if seeds == 0:
-        return Verdict(versus, remark="No seed has both yet, so nothing can be compared.")
+        return Verdict(versus, remark="No seed has a known metric of both, so nothing can be compared.")
     heading = f"{versus}, over {seeds} seed{'s' if seeds > 1 else ''}"
     if seeds < FEWEST_SEEDS:
         remark = f"Fewer than {FEWEST_SEEDS} seeds cannot tell a difference from chance; run more seeds."

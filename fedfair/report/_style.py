@@ -13,6 +13,7 @@ p, ul { max-width: 80ch; margin: 8px 0 14px; }
 .over { color: var(--muted); font-size: 14px; letter-spacing: .02em; }
 .note, caption, figcaption { color: var(--muted); font-size: 14px; line-height: 1.45; }
 .banner { margin: 0 0 20px; padding: 12px 18px; border-left: 6px solid #b35900; background: #fff4e5; }
+.banner.alarm { border-left-color: #b00020; background: #fdecea; } .banner.alarm strong { color: #b00020; }
 .banner strong { letter-spacing: .04em; }
 .banner ul { margin: 6px 0 0; padding-left: 20px; }
 .verdict { margin: 20px 0; padding: 14px 20px; border-left: 6px solid var(--accent); background: #eef4fb; }

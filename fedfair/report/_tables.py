@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -9,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedfair.assessment import GroupMetrics, assess
-from fedfair.metrics import macro_auc, within_site_auc
+from fedfair.metrics import within_site_auc
 from fedfair.report._load import Evaluation, Experiment
 from fedfair.report._results import Estimate, level_over_seeds, number, resampled
+from fedfair.resolution import resolved_auc
 
 Array = NDArray[np.float64]
 
@@ -27,10 +29,11 @@ class GroupCell:
 
 @dataclass(frozen=True)
 class GroupRow:
-    """One group: its test records per class, and every arm on it."""
+    """One group: its test records per class, with their noise, and every arm on it."""
 
     name: str
     counts: Sequence[int]
+    count_sd: float
     arms: Sequence[GroupCell]
 
 
@@ -45,19 +48,26 @@ class GroupTable:
 
 @dataclass(frozen=True)
 class SiteRow:
-    """One site: `count_heads` of its test records, and each arm's AUC there, in the order of the arms."""
+    """One site: `count_heads` of its test records, and each arm's AUC there, in the order of the arms.
+
+    `count_sd` is the standard deviation of the noise in each of the counts.
+    """
 
     name: str
     counts: Sequence[int]
+    count_sd: Sequence[float]
     auc: Sequence[Estimate]
 
 
 @dataclass(frozen=True)
 class PatientRow:
-    """One site: training and test records [G, C] by modulated group and class."""
+    """One site: training and test records [G, C] by modulated group and class.
+
+    `train` is None if nobody may know it.
+    """
 
     site: str
-    train: Sequence[Sequence[int]]
+    train: Sequence[Sequence[int]] | None
     test: Sequence[Sequence[int]]
 
 
@@ -89,8 +99,8 @@ def _group_rows(experiment: Experiment, axis: int, attribute: str, groups: Seque
     }
     some = next(iter(columns.values()))
     return [
-        GroupRow(name, _whole(some[g].metrics.counts), [cells[g] for cells in columns.values()])
-        for g, name in enumerate(groups)
+        GroupRow(name, _whole(own.counts), own.count_sd, [cells[g] for cells in columns.values()])
+        for g, (name, own) in enumerate(zip(groups, (cell.metrics for cell in some), strict=True))
     ]
 
 
@@ -100,7 +110,7 @@ def _group_column(
     table = assess(evaluation.pooled, experiment.cells, axis, experiment.min_count)
     intervals = resampled(experiment, evaluation.pooled, attribute, arm)
     found = [(group, intervals[f"group_auc/{g}"]) for g, group in enumerate(table.groups)]
-    return [GroupCell(arm, Estimate(group.auc, i.low, i.high, 1), group) for group, i in found]
+    return [GroupCell(arm, Estimate(group.auc, i.low, i.high, 1, group.auc_sd), group) for group, i in found]
 
 
 def count_heads(experiment: Experiment) -> list[str]:
@@ -117,16 +127,20 @@ def site_rows(experiment: Experiment) -> list[SiteRow]:
     return [
         SiteRow(
             site,
-            _site_counts(some.counts[k, 0].sum(0)) if some else [],
+            *(_site_counts(some, k) if some else ([], [])),
             [_site_auc(experiment, arm, k, site) for arm in experiment.arms],
         )
         for k, site in enumerate(experiment.schema["sites"])
     ]
 
 
-def _site_counts(by_class: Array) -> list[int]:
-    counts = _whole(by_class)
-    return [sum(counts), counts[1]] if len(counts) == 2 else [sum(counts)]
+def _site_counts(evaluation: Evaluation, index: int) -> tuple[list[int], list[float]]:
+    """Return all test records of a site, and the positive ones of two classes, with their noise."""
+    by_class = evaluation.counts[index, 0].sum(0)
+    bins = evaluation.histograms.shape[-1]
+    sd = float(np.sqrt(evaluation.variance[index, 0] * evaluation.counts.shape[2] * bins))
+    counts, noise = _whole([by_class.sum(), *by_class]), [sd * len(by_class) ** 0.5, sd]
+    return ([counts[0], counts[2]], noise) if len(by_class) == 2 else (counts[:1], noise[:1])
 
 
 def _site_auc(experiment: Experiment, arm: str, index: int, site: str) -> Estimate:
@@ -141,27 +155,45 @@ def _site_auc(experiment: Experiment, arm: str, index: int, site: str) -> Estima
 
 
 def pooled_and_within(experiment: Experiment) -> list[tuple[Estimate, Estimate]]:
-    """Return per arm the AUC over all pairs of test records, and over pairs of one site, over seeds."""
+    """Return per arm the AUC over all pairs of test records, and over pairs of one site, over seeds.
+
+    The latter is not estimated from released sums: few pairs carry the noise of all cells of a site.
+    """
     return [_pooled_and_within(experiment, arm) for arm in experiment.arms]
 
 
 def _pooled_and_within(experiment: Experiment, arm: str) -> tuple[Estimate, Estimate]:
     evaluations = [e for seed in experiment.seeds if (e := experiment.runs[seed, arm].evaluation)]
-    by_site = [e.histograms[:, 0].sum(1) for e in evaluations]
     return (
-        level_over_seeds([float(macro_auc(h.sum(0))) for h in by_site]),
-        level_over_seeds([float(within_site_auc(h).mean()) for h in by_site]),
+        level_over_seeds([_pooled_auc(e) for e in evaluations]),
+        level_over_seeds([_within_site(e) for e in evaluations]),
     )
 
 
+def _pooled_auc(evaluation: Evaluation) -> float:
+    histograms = evaluation.histograms[:, 0]
+    variance = evaluation.variance[:, 0].sum() * histograms.shape[1]
+    return float(resolved_auc(histograms.sum((0, 1)), 1, variance))
+
+
+def _within_site(evaluation: Evaluation) -> float:
+    if evaluation.released:
+        return math.nan
+    return float(within_site_auc(evaluation.histograms[:, 0].sum(1)).mean())
+
+
 def patient_rows(experiment: Experiment) -> list[PatientRow]:
-    """Return a row per site of the shown seed's records by modulated group and class."""
+    """Return a row per site of the shown seed's records by modulated group and class.
+
+    None for released records: noise is as large as the small cells.
+    """
     some = next(iter(experiment.evaluations.values()), None)
-    if some is None:
+    if some is None or some.released:
         return []
     train, test = (_by_group(experiment, counts[:, 0]) for counts in (some.train_counts, some.counts))
+    known = bool(some.train_counts.any())
     return [
-        PatientRow(site, list(map(_whole, train[k])), list(map(_whole, test[k])))
+        PatientRow(site, list(map(_whole, train[k])) if known else None, list(map(_whole, test[k])))
         for k, site in enumerate(experiment.schema["sites"])
     ]
 
@@ -175,9 +207,9 @@ def _by_group(experiment: Experiment, counts: Array) -> Array:
 
 
 def coverage_rows(experiment: Experiment) -> list[CoverageRow]:
-    """Return a row per site: how many of its training and test records have each modality."""
+    """Return a row per site: how many of its known records have each modality; none for released ones."""
     some = next(iter(experiment.evaluations.values()), None)
-    if some is None:
+    if some is None or some.released:
         return []
     by_head = (some.train_counts + some.counts).sum((-1, -2))
     return [
@@ -187,4 +219,5 @@ def coverage_rows(experiment: Experiment) -> list[CoverageRow]:
 
 
 def _whole(counts: Sequence[float] | Array) -> list[int]:
-    return [int(n) for n in counts]
+    """Return whole numbers; noise may have made a count negative, which none is."""
+    return [max(0, round(float(n))) for n in counts]

@@ -8,15 +8,33 @@ import pytest
 
 from fedfair.cli import main
 from fedfair.config import load, parse
+from simulations.sweep_file import read_sweep
 from tests.apps.runs import ROOT, rounds
 
-CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+
+def command(path: Path) -> str:
+    """Return what a file's first line says that runs it."""
+    return path.read_text().splitlines()[0]
+
+
+FILES = sorted((ROOT / "configs").glob("*.yaml"))
+CONFIGS = [path for path in FILES if command(path).startswith("# fedfair simulate ")]
+SWEEPS = [path for path in FILES if path not in CONFIGS]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_a_configuration_says_how_it_is_run(path: Path) -> None:
-    assert path.read_text().splitlines()[0] == f"# fedfair simulate configs/{path.name}"
+    assert command(path) == f"# fedfair simulate configs/{path.name}"
     assert load(path).name == path.stem
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda p: p.stem)
+def test_a_sweep_says_how_it_is_run(path: Path) -> None:
+    assert command(path) == f"# fedfair sweep configs/{path.name}"
+    sweep = read_sweep(path)
+    assert sweep.name == path.stem
+    base = load(path.parent / sweep.base, sweep.overrides)
+    assert len(sweep.settings(base)) > len(sweep.arms)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
@@ -31,4 +49,4 @@ def test_a_configuration_runs(path: Path, tmp_path: Path) -> None:
     short = ["--set", "rounds=2", "--set", "report.resamples=20"]
     assert main(["simulate", str(path), "--output", str(out), *short]) == 0
     assert [r["round"] for r in rounds(out / "seed-0" / load(path).method.name)] == [0, 1, 2]
-    assert ("SYNTHETIC" in (out / "report.html").read_text()) == (path.stem == "synthetic")
+    assert ("SYNTHETIC" in (out / "report.html").read_text()) == (load(path).data.name == "synthetic")

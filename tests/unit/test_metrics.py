@@ -107,6 +107,48 @@ def test_noisy_cells_are_used_as_they_are() -> None:
     assert metrics.auc(doubled) == pytest.approx(float(metrics.auc(exact)), abs=EXACT)
 
 
+def binormal(size: float, bins: int = 8) -> Array:
+    """Return the expected [2, Q] of two classes of normal logits, about 0.8 apart in AUC."""
+    edges = np.concatenate([[-np.inf], stats.logistic.ppf(np.linspace(0, 1, bins + 1)[1:-1]), [np.inf]])
+    return size * np.stack([np.diff(stats.norm.cdf(edges, mean, 0.55)) for mean in (-0.33, 0.33)])
+
+
+@pytest.mark.parametrize(("size", "noise"), [(100, 5.0), (300, 5.0)])
+def test_noise_of_a_release_moves_the_auc_by_its_predicted_deviation(size: int, noise: float) -> None:
+    exact, repetitions = binormal(size), 600
+    drawn = exact + np.random.default_rng(size).normal(0, noise, (repetitions, 2, 8))
+    deviation = float(metrics.auc_noise_sd(exact, noise**2))
+    # The standard deviation of 600 draws errs by 1/sqrt(1200) = 2.9 %, taken 4 times. What the first order
+    # leaves out is of the size of the relative variance of the two totals, 2 * 8 noise^2 / size^2.
+    tolerance = 4 / np.sqrt(2 * repetitions) + 16 * noise**2 / size**2
+    assert metrics.auc(drawn).std(ddof=1) / deviation == pytest.approx(1.0, abs=tolerance)
+    # Predictions from noised cells are usable too: to second order they are the same number.
+    predicted = metrics.auc_noise_sd(drawn, np.full(repetitions, noise**2))
+    assert np.median(predicted) / deviation == pytest.approx(1.0, abs=tolerance)
+    # Clipping at zero moves the mean towards one half by more than 5 of its standard errors; raw cells do not
+    # move it beyond the second order.
+    clipped = metrics.auc(np.maximum(drawn, 0)) - metrics.auc(exact)
+    assert clipped.mean() < -5 * clipped.std() / np.sqrt(repetitions)
+    raw = metrics.auc(drawn) - metrics.auc(exact)
+    assert abs(raw.mean()) < 4 * raw.std() / np.sqrt(repetitions) + 16 * noise**2 / size**2 * 0.3
+
+
+def test_slopes_are_those_of_small_changes_of_a_cell() -> None:
+    exact = np.stack([binormal(50), binormal(80)[:, ::-1]])
+    for row, b in itertools.product(range(2), range(8)):
+        step = np.zeros((2, 8))
+        step[row, b] = 1e-4
+        # Central difference: its error is of the order step^2 times a third derivative of about 1 / 50^3.
+        slope = (metrics.auc(exact + step) - metrics.auc(exact - step)) / 2e-4
+        np.testing.assert_allclose(metrics.auc_slopes(exact)[:, row, b], slope, rtol=0, atol=1e-11)
+
+
+def test_no_noise_moves_nothing_and_an_empty_class_has_no_deviation() -> None:
+    assert metrics.auc_noise_sd(binormal(50), 0.0) == 0.0
+    assert np.isnan(metrics.auc_noise_sd(np.array([[3.0, 1.0], [0.0, 0.0]]), 1.0))
+    assert np.isnan(metrics.auc_noise_sd(np.array([[3.0, 1.0], [-2.0, 1.0]]), 1.0))
+
+
 def test_totals_that_noise_made_negative_are_not_estimable() -> None:
     # Both totals negative: their product is positive and must not pass for a count of pairs.
     assert np.isnan(metrics.auc(np.array([[-3.0, 1.0], [1.0, -2.0]]), min_count=0))

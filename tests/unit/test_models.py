@@ -100,10 +100,11 @@ def test_attention_weighs_present_modalities_only_and_sums_to_one() -> None:
 
 def test_concatenation_puts_the_token_in_the_place_of_a_missing_modality() -> None:
     fusion = ConcatFusion(2, 3, 4, 2)
-    nn.init.normal_(fusion.missing, generator=torch.Generator().manual_seed(0))
+    token = fusion.missing[1].weight
+    nn.init.normal_(token, generator=torch.Generator().manual_seed(0))
     embedding = torch.ones(1, 3)
     present = torch.tensor([[True, False]])
-    expected = fusion.body(torch.cat([embedding, fusion.missing[1:]], 1))
+    expected = fusion.body(torch.cat([embedding, token[None]], 1))
     torch.testing.assert_close(fusion.join([embedding, torch.zeros(1, 3)], present), expected)
 
 

@@ -247,3 +247,11 @@ def test_terms_are_truthy_only_if_there_is_one() -> None:
     logits = torch.as_tensor(bin_logits(BINS))
     empty = PreparedTerms.build(LossTerms(), logits)
     assert (empty.direction, empty.fairness) == (None, None)
+
+
+def test_totals_that_noise_made_negative_give_no_pair_weight() -> None:
+    histograms = np.ones((1, 2, 1, 2, 4))
+    histograms[0] *= np.array([-1.0, 2.0])[:, None, None, None]  # two totals of -4: a product of 16
+    weights = PairWeights.build(FairnessTerm(np.ones((1, 2)), histograms, 1.0), torch.zeros(4))
+    assert not weights.slopes[0, 0].any()
+    assert weights.slopes[0, 1].any()

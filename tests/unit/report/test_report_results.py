@@ -96,7 +96,9 @@ def test_verdict_says_no_more_than_the_intervals() -> None:
     assert [metric.key for metric in found.not_shown] == ["worst_group_auc"]
 
 
-@pytest.mark.parametrize(("seeds", "remark"), [(0, "No seed has both"), (2, "Fewer than 3 seeds")])
+@pytest.mark.parametrize(
+    ("seeds", "remark"), [(0, "No seed has a known metric of both"), (2, "Fewer than 3 seeds")]
+)
 def test_verdict_on_few_seeds_is_none(seeds: int, remark: str) -> None:
     clear = Difference(Estimate(0.1, 0.09, 0.11, seeds), seeds)
     (found,) = verdicts(load_plan(), {"dual_mimo": dict.fromkeys(change(), clear)})

@@ -1,0 +1,77 @@
+"""The start-up check that one record's scores and gradients do not depend on the others of its batch.
+
+Sensitivity rests on it, and a model can break it without an error: by a mean over the batch, by
+sequence-first layers, by repacking. It runs on made-up records, so it tells nothing.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fedfair.batch import MultimodalBatch
+from fedfair.data.schema import Schema
+from fedfair.errors import PrivacyError
+from fedfair.models import MultimodalModel
+from fedfair.seeding import torch_generator
+
+RECORDS = 3
+
+
+def made_up_batch(schema: Schema, like: Tensor, groups: int, seed: int = 0) -> MultimodalBatch:
+    """Return a few records of standard normal inputs, one of them without its first modality."""
+    generator = torch_generator(seed, "isolation")
+    present = torch.ones(RECORDS, len(schema.modalities), dtype=torch.bool)
+    if len(schema.modalities) > 1:
+        present[1, 0] = False
+    inputs = {}
+    for m, (name, spec) in enumerate(schema.modalities.items()):
+        value = torch.randn(RECORDS, *spec.shape, generator=generator)
+        inputs[name] = (value * present[:, m].reshape(-1, *[1] * len(spec.shape))).to(like)
+    labels = torch.arange(RECORDS) % len(schema.classes)
+    batch = MultimodalBatch(inputs, present, labels, torch.arange(RECORDS) % groups)
+    return batch.to(like.device, like.dtype)
+
+
+@torch.no_grad()
+def check_isolation(model: MultimodalModel, schema: Schema, like: Tensor, groups: int) -> None:
+    """Refuse a model whose scores of a record change with the other records of its batch.
+
+    Parameters
+    ----------
+    model : MultimodalModel
+        In whatever mode; it is put in evaluation mode.
+    schema : Schema
+        Gives the inputs' shapes.
+    like : Tensor
+        Device and dtype.
+    groups : int
+        G.
+
+    Raises
+    ------
+    PrivacyError
+        If they do.
+    """
+    model.eval()
+    batch = made_up_batch(schema, like, groups)
+    together = _scores(model, batch)
+    alone = [_scores(model, batch.select(torch.tensor([i], device=like.device))) for i in range(RECORDS)]
+    for head, whole in enumerate(together):
+        # Matrix products of other sizes round differently: a few hundred units in the last place.
+        slack = 1e3 * torch.finfo(whole.dtype).eps * (1 + whole.abs().max())
+        difference = float((whole - torch.cat([own[head] for own in alone])).abs().max())
+        if not difference <= float(slack):
+            raise PrivacyError(
+                "a record's scores must not depend on the others of its batch, got a change of "
+                f"{difference:.2g} in head {head}; look for means over the batch, sequence-first layers or "
+                "repacked records"
+            )
+
+
+def _scores(model: MultimodalModel, batch: MultimodalBatch) -> list[Tensor]:
+    embeddings = model.encode(batch)
+    # A head's scores mean nothing where its modality is missing, and are not counted there.
+    masks = batch.present.unbind(1)
+    own = [s.logits * mask[:, None] for s, mask in zip(model.unimodal(embeddings), masks, strict=True)]
+    return [model.fusion(embeddings, batch.present).logits, *own]

@@ -264,6 +264,14 @@ def _check_private(config: Config) -> None:
         (not training.split_rows, "training.split_rows", "false: a record is clipped once", True),
     ):
         _require(condition, key, f"{wanted} under `privacy.mode` {mode}", value)
+    statistics = config.method.modulates or config.privacy.evaluation == "released"
+    if statistics and config.privacy.target_epsilon is None:
+        _require(
+            config.privacy.statistics.noise_multiplier is not None,
+            "privacy.statistics.noise_multiplier",
+            "given beside `privacy.noise_multiplier`, since only a target_epsilon can be shared out",
+            None,
+        )
     if config.privacy.engine == "opacus":
         _require(mode == "sample", "privacy.engine", "functional in mode site", "opacus")
         _require(

@@ -56,7 +56,7 @@ def run_experiment(request: Request) -> bool:
     """
     config = load(request.config, request.overrides)
     adapter = open_dataset(config.data.name, config.data.path, config.data.options, config.seed)
-    _check_sites(adapter)
+    check_sites(adapter)
     arms = list(dict.fromkeys([config.report.baseline, config.method.name]))
     # Everything that the configuration can get wrong is refused before there is a folder.
     Coordinator(config, adapter.schema, Workbench(config, adapter.schema).vectors())
@@ -86,7 +86,7 @@ def run_experiment(request: Request) -> bool:
     return interrupted
 
 
-def _check_sites(adapter: DataAdapter) -> None:
+def check_sites(adapter: DataAdapter) -> None:
     """Refuse a table that belongs to one site as a whole: here every site would get all of it."""
     if isinstance(adapter, TableAdapter) and adapter.spec.site is None and len(adapter.schema.sites) > 1:
         raise ConfigError(

@@ -27,7 +27,7 @@ from fedfair.report import write_budget
 from fedfair.report._budget import CELLS, ERROR, SWEEP
 from fedfair.site import Workbench
 from simulations.arms import ARMS, PAIRS, REFERENCE, Setting
-from simulations.run import LEDGERS, ROOT, _check_sites
+from simulations.run import LEDGERS, ROOT, check_sites
 from simulations.sweep_file import Sweep, read_sweep
 
 _SAME = ("sweep", "config", "schema", "code_digest")
@@ -63,7 +63,7 @@ def run_sweep(request: SweepRequest) -> Outcome:
     sweep = read_sweep(request.config, request.seeds)
     base = _base(sweep, request)
     adapter = open_dataset(base.data.name, base.data.path, base.data.options, base.seed)
-    _check_sites(adapter)
+    check_sites(adapter)
     found = sweep.settings(base)
     bench = Workbench(base, adapter.schema)
     # Everything that the configurations can get wrong is refused before there is a folder.

@@ -20,12 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedfair.metrics import auc_noise_sd, auc_slopes, macro_auc
+from fedfair.resolution import AUC_SD, EVIDENT
 from fedfair.signals import Array, Signals
-
-# In standard deviations: gaps are kept beyond it, totals are known from it on.
-EVIDENT = 2.0
-# Largest predicted standard deviation at which an AUC of noised cells is still linear in the noise.
-LINEAR = 0.06
 
 Mask = NDArray[np.bool_]
 
@@ -198,7 +194,7 @@ def _settle_histograms(histograms: Array, cell: float, kept: Mask) -> tuple[Arra
     sd = np.sqrt((auc_noise_sd(histograms, cell) ** 2).sum(-1)) / scored
     variance = _gap_variance(auc_slopes(histograms), auc_slopes(pool), cell) / scored**2
     known = (totals >= EVIDENT * np.sqrt(bins * cell)).all((2, 3, 4))
-    resolved = kept & known & (sd <= LINEAR)
+    resolved = kept & known & (sd <= AUC_SD)
     gap = auc - macro_auc(pool)
     weight = _weight(gap, variance, resolved)
     share = weight[..., None, None, None]

@@ -107,9 +107,10 @@ class Ledger:
             return
         asked = epsilon(whole, self._delta)
         if asked > self._cap:
+            spent_now = epsilon(spent, self._delta)
             raise PrivacyBudgetExhausted(
-                f"`privacy.max_epsilon` of site {self._site} must not be exceeded, got epsilon {asked:.4g} with this release"
-                f" where {epsilon(spent, self._delta):.4g} is spent and {self._cap:.4g} is the cap"
+                f"`privacy.max_epsilon` of site {self._site} must not be exceeded, got epsilon {asked:.4g}"
+                f" with this release where {spent_now:.4g} is spent and {self._cap:.4g} is the cap"
                 f" (delta {self._delta:.3g}); stop here, or let the site's data protection raise the cap"
             )
 

@@ -153,11 +153,6 @@ def _check_given(config: PrivacyConfig) -> None:
             "one of `privacy.target_epsilon` and `privacy.noise_multiplier` must be given, the other is "
             f"derived from it; got {both[0]!r} and {both[1]!r}"
         )
-    if config.target_epsilon is None and config.statistics.noise_multiplier is None:
-        raise ConfigError(
-            "`privacy.statistics.noise_multiplier` must be given beside `privacy.noise_multiplier`, got null; "
-            "only a target_epsilon can be shared out"
-        )
     if not sample and config.evaluation == "released":
         raise ConfigError(
             "`privacy.evaluation` must be exact or none in mode site, got 'released'; test figures are not "

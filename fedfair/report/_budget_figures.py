@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fedfair.report._budget import DONE, MEASURES, Budget, Setting
-from fedfair.report._figures import BASELINE_COLOUR, COLOURS, STYLE, _svg
+from fedfair.report._figures import BASELINE_COLOUR, COLOURS, STYLE, svg
 from fedfair.report._results import Estimate, Metric
 
 STATISTICS = ("gated", "oracle_statistics")  # differ in the statistics alone
@@ -34,7 +34,7 @@ def draw(budget: Budget, folder: Path) -> dict[str, str]:
     drawn = dict.fromkeys(("auc", "groups", "statistics"), "")
     for name, figure in figures.items():
         figure.savefig(folder / f"{name}.png", dpi=150)
-        drawn[name] = _svg(figure, name)
+        drawn[name] = svg(figure, name)
         (folder / f"{name}.svg").write_text(drawn[name], encoding="utf-8")
     return drawn
 

@@ -55,7 +55,7 @@ def arm_colours(arms: Sequence[str]) -> dict[str, str]:
     return dict(zip(arms, itertools.chain([BASELINE_COLOUR], itertools.cycle(COLOURS)), strict=False))
 
 
-def _svg(figure: Figure, name: str) -> str:
+def svg(figure: Figure, name: str) -> str:
     """Return the figure as an <svg> element that fills its container's width."""
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
@@ -92,7 +92,7 @@ def curves(experiment: Experiment) -> str | None:
     for axes in figure.axes[len(known) :]:
         axes.set_axis_off()
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=6)
-    return _svg(figure, "curves")
+    return svg(figure, "curves")
 
 
 def _lines(experiment: Experiment, key: str) -> dict[str, tuple[Array, Array]]:
@@ -166,7 +166,7 @@ def coefficients(experiment: Experiment, arm: str) -> str | None:
     ticks = {np.log2(k): label for label, k in COEFFICIENT_TICKS.items() if abs(np.log2(k)) <= limit}
     bar = figure.colorbar(image, ax=axes, ticks=list(ticks), pad=0.01, aspect=30)
     bar.ax.set_yticklabels(list(ticks.values()))
-    return _svg(figure, f"coefficients-{arm}")
+    return svg(figure, f"coefficients-{arm}")
 
 
 def mean_coefficients(experiment: Experiment, arm: str) -> tuple[Array, Array]:
@@ -216,7 +216,7 @@ def unimodal(experiment: Experiment) -> str | None:
     axes.grid(visible=False, axis="y")
     axes.set_xlabel("AUC on the test records that have the modality")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=6)
-    return _svg(figure, "unimodal")
+    return svg(figure, "unimodal")
 
 
 def _head_aucs(experiment: Experiment, arm: str) -> Array:

@@ -16,12 +16,15 @@ from simulations.grid import InProcessGrid
 
 ROOT = Path(__file__).resolve().parents[2]
 HEART = ROOT / "configs" / "heart.yaml"
+PRIVATE = ROOT / "configs" / "heart_private.yaml"
 SHORT = ("rounds=2", "report.resamples=20")
 
 
-def run(output: Path, overrides: Sequence[str] = SHORT, sites: int = 4, workers: int = 0) -> Path:
-    """Run configs/heart.yaml (or the data set that the overrides name) and return its folder."""
-    values = {"config": str(HEART), "overrides": ";".join(overrides), "output": str(output)}
+def run(
+    output: Path, overrides: Sequence[str] = SHORT, sites: int = 4, workers: int = 0, config: Path = HEART
+) -> Path:
+    """Run configs/heart.yaml (or what the arguments name) and return its folder."""
+    values = {"config": str(config), "overrides": ";".join(overrides), "output": str(output)}
     context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=values)
     with InProcessGrid(client_app, sites, workers) as grid:
         server_app(grid, context)

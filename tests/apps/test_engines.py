@@ -8,7 +8,7 @@ import pytest
 
 from fedfair.errors import RunError
 from simulations.flower_engine import run_on_flower
-from tests.apps.runs import SHORT, rounds, run, same_bits, weights
+from tests.apps.runs import PRIVATE, SHORT, rounds, run, same_bits, weights
 
 METHODS = ("fedavg", "multifair", "mimo", "dual_mimo")
 
@@ -33,6 +33,32 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(tmp_path: P
 
 def test_worker_processes_do_not_change_a_bit(tmp_path: Path) -> None:
     assert same_bits(run(tmp_path / "here"), run(tmp_path / "pool", workers=2))
+
+
+def private(ledgers: Path) -> list[str]:
+    """Return the overrides of a short private run whose noise can be drawn again."""
+    constants = ["privacy.target_epsilon=null", "privacy.noise_multiplier=1.5"]
+    constants += [
+        "privacy.statistics.noise_multiplier=20",
+        "privacy.noise_seed=1",
+        f"privacy.ledger={ledgers}",
+    ]
+    return [*SHORT, *constants]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_worker_processes_do_not_change_a_bit_of_a_private_run(tmp_path: Path, method: str) -> None:
+    overrides = [f"method.name={method}", "training.mode=update", "privacy.evaluation=released"]
+    here, pool = (
+        run(tmp_path / name, [*private(tmp_path / f"{name}-ledgers"), *overrides], workers=n, config=PRIVATE)
+        for name, n in (("here", 0), ("pool", 2))
+    )
+    assert same_bits(here, pool)
+
+
+def test_noise_of_the_operating_system_is_not_repeated(tmp_path: Path) -> None:
+    secret = [x for x in private(tmp_path / "ledgers") if not x.startswith("privacy.noise_seed")]
+    assert not same_bits(*(run(tmp_path / name, secret, config=PRIVATE) for name in ("a", "b")))
 
 
 @pytest.mark.parametrize("method", ["multifair", "dual_mimo"])

@@ -3,7 +3,8 @@
 Steinke, Nasr, Jagielski 2023, arXiv 2305.08846. Each of m canaries takes part by a fair coin, the attacker
 guesses the coins of r of them and is right v times. Theorem 5.2: under (epsilon, delta)-privacy
 
-    P[right >= v] <= f(v) + 2 m delta max_i (f(v - i) - f(v)) / i,    f(v) = P[Binomial(r, 1 / (1 + e^-eps)) >= v]
+    P[right >= v] <= f(v) + 2 m delta max_i (f(v - i) - f(v)) / i,
+    f(v) = P[Binomial(r, 1 / (1 + e^-epsilon)) >= v]
 
 An epsilon under which v is too unlikely is refuted. The bound says that something is broken, never that
 nothing is: m canaries cannot refute more than ln(p / (1 - p)) with p = (level)^(1 / m).

@@ -17,7 +17,8 @@ from fedfair.config import Config
 from fedfair.data.schema import SiteRecords
 from fedfair.errors import PrivacyError
 from fedfair.privacy.edge import Public, Released
-from tests.privacy.hospital import Constant, Lab, Upload, neighbours
+from tests.privacy.hospital import Constant, Lab, Upload
+from tests.privacy.people import neighbours
 
 # Far above the rounding of sums of 25 records, far below a record's part.
 SLACK = {"float64": 1e-9, "float32": 1e-5}

@@ -94,11 +94,12 @@ class Only(Fusion):
     """The only embedding itself."""
 
     def join(self, embeddings: Sequence[Tensor], present: Tensor) -> Tensor:
+        del present
         return embeddings[0]
 
 
 def probe() -> MultimodalModel:
-    """Return a model that gives each one-hot canary a coordinate of its own, its gradient 50 times the bound."""
+    """Return a model with a coordinate for each one-hot canary, whose gradient is 50 times the bound."""
     encoder, head, fusion = nn.Linear(CANARIES, 1, bias=False), nn.Linear(1, 2), nn.Linear(1, 2)
     for layer in (encoder, head, fusion):
         nn.init.zeros_(layer.weight)

@@ -13,7 +13,8 @@ from fedfair.errors import ConfigError, PrivacyBudgetExhausted, PrivacyError, Ru
 from fedfair.privacy.accounting import Event
 from fedfair.privacy.edge import Declaration, Discreet, Public, Released, guard
 from fedfair.site import Site
-from tests.privacy.hospital import Lab, configured, patients
+from tests.privacy.hospital import Lab, configured
+from tests.privacy.people import patients
 
 EVENT = Event(2.0, 0.1, 4)
 VALUE = np.ones((2, 3))
@@ -103,7 +104,7 @@ def test_the_charge_comes_before_the_work(tmp_path: Path, monkeypatch: pytest.Mo
     lab = Lab(configured(), tmp_path)
     site = lab.site(patients(9))
 
-    def fail(*given: object) -> None:
+    def fail(*_: object) -> None:
         raise ValueError
 
     monkeypatch.setattr("fedfair.privacy.site.train_privately", fail)

@@ -13,7 +13,8 @@ from fedfair.coordinator import Coordinator
 from fedfair.errors import ConfigError
 from fedfair.site import Workbench
 from tests.apps.runs import ROOT
-from tests.privacy.hospital import PLAIN, configured, schema
+from tests.privacy.hospital import PLAIN, configured
+from tests.privacy.people import schema
 
 SITE_LEVEL = (
     "privacy={mode: site, noise_multiplier: 2.0, target_delta: 1e-5, clipping_norm: 1.0, evaluation: exact, "

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from fedfair.data.schema import ArrayModality, Schema, SiteRecords
 from fedfair.privacy.noise import Noise
 from fedfair.site import Site
-from tests.privacy.hospital import SITE, Hospital, Lab, configured, on_side
+from tests.privacy.hospital import Hospital, Lab, configured
+from tests.privacy.people import SITE, on_side
 
 WIDTH, PATIENTS = 64, 60
 # The mean absolute cosine of two random directions, sqrt(2 / (pi d)).
@@ -77,7 +78,7 @@ def test_a_plain_update_of_one_patient_gives_it_away(tmp_path: Path) -> None:
 
 
 def test_clipping_alone_hides_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Noise, "gaussian", lambda self, shape: np.zeros(shape))
+    monkeypatch.setattr(Noise, "gaussian", lambda _, shape: np.zeros(shape))
     cosine, labels = attacked(laboratory(tmp_path, *PRIVATE), private=True)
     assert cosine > 0.9999
     assert labels == 1.0

@@ -14,7 +14,8 @@ from fedfair.errors import ConfigError, PrivacyError, ShapeError
 from fedfair.models import ConcatFusion, Head, MultimodalModel, build_model
 from fedfair.privacy.isolation import check_isolation, made_up_batch
 from fedfair.site import Workbench
-from tests.privacy.hospital import Lab, configured, patients, schema
+from tests.privacy.hospital import Lab, configured
+from tests.privacy.people import patients, schema
 
 
 class BatchMean(nn.Module):
@@ -107,7 +108,7 @@ def test_a_model_that_mixes_records_is_refused_before_the_charge(
     lab = Lab(configured(named(mixer=mixer), f"training.dtype={dtype}"), tmp_path)
     for message in (lab.work, lab.assess):
         with pytest.raises(PrivacyError, match="must not depend on the others of its batch"):
-            message(lab.site(patients(9)))  # type: ignore[operator]
+            message(lab.site(patients(9)))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -14,6 +14,7 @@ import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 
 from client.app import app as client_app
+from fedfair import wire
 from fedfair.blocks import block_names
 from fedfair.config import load
 from fedfair.data.heart import heart
@@ -23,7 +24,8 @@ from fedfair.provenance import source_digest
 from server.app import app as server_app
 from simulations.grid import InProcessGrid
 from tests.apps.runs import ROOT
-from tests.privacy.hospital import Hospital, patient, patients, schema
+from tests.privacy.hospital import Hospital
+from tests.privacy.people import patient, patients, schema
 
 CONFIG = ROOT / "configs" / "heart_private.yaml"
 QUICK = (
@@ -153,6 +155,14 @@ def test_an_exhausted_site_sends_nothing_but_that(tmp_path: Path) -> None:
         assert set(reply.content.config_records["site"]) == {"name", "schema", "exhausted"}
 
 
+def test_a_leaf_that_nobody_declared_does_not_leave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever adds a count of records to the client's answer finds it refused at the edge."""
+    own = wire.pack_update
+    monkeypatch.setattr(wire, "pack_update", lambda update: own(update) | {"num_examples": np.ones(1)})
+    with pytest.raises(RunError, match=r"declared public or released, got a mismatch in \['num_examples'\]"):
+        tapped(tmp_path)
+
+
 def test_nothing_exact_is_recorded_either(tmp_path: Path) -> None:
     tapped(tmp_path, "privacy.evaluation=none")
     records = [json.loads(line) for line in (tmp_path / "out" / "rounds.jsonl").read_text().splitlines()]
@@ -164,17 +174,17 @@ def test_nothing_exact_is_recorded_either(tmp_path: Path) -> None:
 # --- errors ------------------------------------------------------------------------------------------
 
 
-def broken_data(path: str | None, options: Mapping[str, object], seed: int) -> DataAdapter:
+def broken_data(**_: object) -> DataAdapter:
     """Return two hospitals of which one has a category that the vocabulary does not have."""
     wrong = patient(labs=(140, 15, float(SECRET)))
     return Hospital({"north": wrong, "south": patients(9)}, schema())
 
 
-def unreadable_data(path: str | None, options: Mapping[str, object], seed: int) -> DataAdapter:
+def unreadable_data(**_: object) -> DataAdapter:
     """Return hospitals whose loader fails in its own words."""
 
     class Unreadable(Hospital):
-        def load(self, site: str) -> SiteRecords:
+        def load(self, _: str) -> SiteRecords:
             raise OSError(f"cannot parse the cell {SECRET}")
 
     return Unreadable({}, schema())
@@ -217,7 +227,8 @@ def test_a_table_that_cannot_be_read_tells_no_cell(tmp_path: Path) -> None:
         )
     options = (
         "{site: hospital, sites: [A], label: {column: ill, values: {well: ['0'], sick: ['1']}}, "
-        "modalities: {lab: {numeric: [sodium]}}, attributes: {sex: {column: sex, values: {f: ['F'], m: ['M']}}}}"
+        "modalities: {lab: {numeric: [sodium]}}, "
+        "attributes: {sex: {column: sex, values: {f: ['F'], m: ['M']}}}}"
     )
     data = f"data={{name: csv, path: {table}, ranges: {{sodium: [130, 150]}}, options: {options}}}"
     reply = asked("query", [data, f"privacy.ledger={tmp_path}"])

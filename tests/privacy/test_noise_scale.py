@@ -25,7 +25,8 @@ from fedfair.privacy.release import Layout, release
 from fedfair.privacy.sample_level import Mechanism, train_privately
 from fedfair.signals import Signals
 from fedfair.terms import PreparedTerms
-from tests.privacy.hospital import OPACUS, Lab, configured, patients
+from tests.privacy.hospital import OPACUS, Lab, configured
+from tests.privacy.people import patients
 from tests.privacy.replay import HUGE, jumps, wobbles
 
 METHODS = ("fedavg", "mimo", "multifair", "dual_mimo")
@@ -80,14 +81,12 @@ Run = Callable[[Mechanism], Rows]
 
 
 @broken
-def by_the_true_number(run: Run, records: MultimodalBatch, public: Mechanism, scales: Scales) -> Rows:
+def by_the_true_number(run: Run, records: MultimodalBatch, public: Mechanism, _: Scales) -> Rows:
     return run(dataclasses.replace(public, divisor=float(max(1, len(records)))))
 
 
 @broken
-def times_a_coefficient_of_the_data(
-    run: Run, records: MultimodalBatch, public: Mechanism, scales: Scales
-) -> Rows:
+def times_a_coefficient_of_the_data(run: Run, records: MultimodalBatch, public: Mechanism, _: Scales) -> Rows:
     positive = float(records.labels.double().mean()) if len(records) else 0.5
     return {key: value * (0.5 + positive) for key, value in run(public).items()}
 
@@ -102,15 +101,13 @@ def scaled_to_groups_that_are_there(
 
 
 @broken
-def nothing_if_nobody_is_drawn(run: Run, records: MultimodalBatch, public: Mechanism, scales: Scales) -> Rows:
+def nothing_if_nobody_is_drawn(run: Run, records: MultimodalBatch, public: Mechanism, _: Scales) -> Rows:
     rows = run(public)
     return rows if len(records) else {key: torch.zeros_like(value) for key, value in rows.items()}
 
 
 @broken
-def no_noise_for_an_absent_modality(
-    run: Run, records: MultimodalBatch, public: Mechanism, scales: Scales
-) -> Rows:
+def no_noise_for_an_absent_modality(run: Run, records: MultimodalBatch, public: Mechanism, _: Scales) -> Rows:
     here = dict(zip(records.modalities, records.present.any(0).tolist(), strict=True))
     absent = {key for key in public.deviations if not here.get(key.partition(":")[0].partition("/")[2], True)}
     return run(
@@ -177,7 +174,7 @@ def test_each_replay_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_every_round_is_charged_and_every_leaf_declared(tmp_path: Path) -> None:
-    """What a site would send in any round, of a schedule with releases in every second one, is let through."""
+    """What a site sends in each round of a schedule with releases in every second one is let through."""
     lab = Lab(configured("privacy.statistics.every=2"), tmp_path)
     site = lab.site(patients(9))
     prefixes = [{leaf.partition("/")[0] for leaf in lab.work(site, number).arrays} for number in (1, 2, 3, 4)]

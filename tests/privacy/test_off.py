@@ -15,7 +15,8 @@ import json, sys
 from fedfair.cli import main
 code = main(sys.argv[1:])
 found = sorted(m for m in sys.modules if m.partition(".")[0] in ("opacus", "dp_accounting"))
-json.dump({"code": code, "found": found, "privacy": "fedfair.privacy.site" in sys.modules}, open("told.json", "w"))
+told = {"code": code, "found": found, "privacy": "fedfair.privacy.site" in sys.modules}
+json.dump(told, open("told.json", "w"))
 """
 
 

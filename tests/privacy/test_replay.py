@@ -26,17 +26,8 @@ from fedfair.privacy.release import Layout
 from fedfair.privacy.site import PrivateSite
 from fedfair.signals import Signals
 from fedfair.site import Site
-from tests.privacy.hospital import (
-    OPACUS,
-    SITE,
-    Constant,
-    Lab,
-    configured,
-    joined,
-    neighbours,
-    patient,
-    patients,
-)
+from tests.privacy.hospital import OPACUS, Constant, Lab, configured
+from tests.privacy.people import SITE, joined, patient, patients
 from tests.privacy.replay import jumps, largest_jump
 
 EVERYTHING = {
@@ -113,7 +104,7 @@ Patch = Callable[[pytest.MonkeyPatch], None]
 
 
 def no_clipping(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(sample_level, "_clip", lambda gradients, bounds: gradients)
+    patch.setattr(sample_level, "_clip", lambda gradients, _: gradients)
 
 
 def half_the_noise_of_a_block(patch: pytest.MonkeyPatch) -> None:
@@ -160,9 +151,7 @@ def strata(patch: pytest.MonkeyPatch) -> None:
 
 def losses_without_a_bound(patch: pytest.MonkeyPatch) -> None:
     own = Site._measure_train
-    patch.setattr(
-        PrivateSite, "_measure_train", lambda self, bench, batch, bounds=None: own(self, bench, batch)
-    )
+    patch.setattr(PrivateSite, "_measure_train", lambda self, bench, batch, _=None: own(self, bench, batch))
 
 
 def noise_for_training_records_alone(patch: pytest.MonkeyPatch) -> None:

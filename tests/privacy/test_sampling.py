@@ -19,7 +19,8 @@ from fedfair.privacy import opacus_engine, sample_level
 from fedfair.privacy.noise import Noise
 from fedfair.privacy.opacus_engine import _differentiate
 from fedfair.privacy.sample_level import record_gradients
-from tests.privacy.hospital import OPACUS, Lab, configured, patients
+from tests.privacy.hospital import OPACUS, Lab, configured
+from tests.privacy.people import patients
 
 RATE, STEPS, PATIENTS = 0.2, 300, 100
 # Two-sided, of a statistic that is drawn once, with a fixed seed.
@@ -115,20 +116,20 @@ def fixed_size(self: Noise, n: int, rate: float) -> Tensor:
 
 def shuffled() -> Callable[[Noise, int, float], Tensor]:
     """Batches of a shuffled epoch, one after the other."""
-    rng, order = np.random.default_rng(0), []
+    rng, order = np.random.default_rng(0), list[int]()
 
-    def poisson(self: Noise, n: int, rate: float) -> Tensor:
+    def poisson(_: Noise, n: int, rate: float) -> Tensor:
         if len(order) < round(n * rate):
             order[:] = rng.permutation(n).tolist()
         mask = torch.zeros(n, dtype=torch.bool)
-        for _ in range(round(n * rate)):
-            mask[order.pop()] = True
+        taken, order[:] = order[: round(n * rate)], order[round(n * rate) :]
+        mask[taken] = True
         return mask
 
     return poisson
 
 
-def same_each_step(self: Noise, n: int, rate: float) -> Tensor:
+def same_each_step(_: Noise, n: int, rate: float) -> Tensor:
     """One sample for all steps."""
     return POISSON(Noise.fixed(0, "one"), n, rate)
 

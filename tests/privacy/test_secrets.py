@@ -1,4 +1,4 @@
-"""What a site draws cannot be drawn again: not by another process, site, round or purpose of the same seed."""
+"""What a site draws cannot be drawn again, by another process, site, round or purpose of the same seed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from fedfair.data.schema import Schema
 from fedfair.models import ConcatFusion, Head, MultimodalModel
 from fedfair.privacy.noise import Noise
 from fedfair.privacy.site import PrivateSite
-from tests.privacy.hospital import SITE, SIGMA, STATISTICS_SIGMA, Constant, Lab, configured, patients
+from tests.privacy.hospital import SIGMA, STATISTICS_SIGMA, Constant, Lab, configured
+from tests.privacy.people import SITE, patients
 
 ROOT = Path(__file__).parents[2]
 Draws = dict[str, NDArray[np.float64]]
@@ -52,7 +53,7 @@ def alike(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
 APART = 5.0
 
 
-def from_torch(self: PrivateSite, number: int, purpose: str) -> Noise:
+def from_torch(self: PrivateSite, *_: object) -> Noise:
     """Noise from torch's generator, seeded as a run is."""
     torch.manual_seed(self.config.seed)
     return TorchNoise()  # type: ignore[return-value]
@@ -66,12 +67,12 @@ class TorchNoise(Constant):
         return torch.randn(shape).double().numpy()
 
 
-def without_labels(self: PrivateSite, number: int, purpose: str) -> Noise:
+def without_labels(self: PrivateSite, *_: object) -> Noise:
     """The same noise for each site, round and purpose."""
     return Noise.fixed(self.config.seed)
 
 
-def for_the_site_alone(self: PrivateSite, number: int, purpose: str) -> Noise:
+def for_the_site_alone(self: PrivateSite, *_: object) -> Noise:
     """The same noise in each round, and for training and statistics."""
     return Noise.fixed(self.config.seed, self.name)
 
@@ -142,7 +143,7 @@ def test_sites_rounds_and_purposes_draw_other_noise(overrides: tuple[str, ...], 
 
 @pytest.mark.parametrize("broken", [from_torch, without_labels, for_the_site_alone])
 def test_repeated_noise_is_found(
-    broken: Callable[[PrivateSite, int, str], Noise], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    broken: Callable[..., Noise], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(PrivateSite, "_noise", broken)
     assert repeats(places(tmp_path)) > 0
@@ -161,7 +162,7 @@ def dropping(schema: Schema) -> MultimodalModel:
 
 def without_noise(lab: Lab, patch: pytest.MonkeyPatch) -> NDArray[np.float64]:
     """Return a round's rows, the normals zero and everything else as the site draws it."""
-    patch.setattr(Noise, "gaussian", lambda self, shape: np.zeros(shape))
+    patch.setattr(Noise, "gaussian", lambda _, shape: np.zeros(shape))
     arrays = lab.work(lab.site(patients(20))).arrays
     return np.concatenate([arrays[leaf].ravel() for leaf in sorted(arrays) if leaf.startswith("rows/")])
 

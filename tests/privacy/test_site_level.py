@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedfair.budget import notices, server_ledger
-from fedfair.cli import main
+from fedfair.budget import server_ledger
 from fedfair.config import Config
-from fedfair.coordinator import Coordinator
 from fedfair.data.encode import public_moments
 from fedfair.data.schema import SiteRecords
 from fedfair.errors import PrivacyBudgetExhausted
@@ -22,13 +19,11 @@ from fedfair.local import SiteUpdate
 from fedfair.plan import row_plan
 from fedfair.privacy import server as privacy_server
 from fedfair.privacy import site_level
-from fedfair.privacy.accounting import Event, epsilon
 from fedfair.privacy.server import Protected, protect, statistics_layout
-from fedfair.privacy.site_level import feasibility
 from fedfair.site import Site, Workbench
 from fedfair.wire import Download
-from tests.apps.runs import ROOT
-from tests.privacy.hospital import Constant, Hospital, chosen, configured, joined, patient, patients, schema
+from tests.privacy.hospital import Constant, Hospital, chosen, configured
+from tests.privacy.people import joined, patient, patients, schema
 
 CLIP, SIGMA = 0.05, 2.0
 MODE = (
@@ -173,9 +168,7 @@ def test_the_server_charges_before_it_computes(
 ) -> None:
     private = dataclasses.replace(config.privacy, ledger=str(tmp_path), max_epsilon=0.1)
     capped = dataclasses.replace(config, privacy=private)
-    monkeypatch.setattr(
-        privacy_server, "noised_sum", lambda *given: pytest.fail("computed before the charge")
-    )
+    monkeypatch.setattr(privacy_server, "noised_sum", lambda *_: pytest.fail("computed before the charge"))
     sent = updates(config, {"north": patients(24)})
     with pytest.raises(PrivacyBudgetExhausted, match="all sites"):
         protect(capped, SHARED, 1, sent, (), {}, server_ledger(capped))
@@ -209,59 +202,3 @@ def test_broken_clipping_is_found(
     whole = protected(sent, 0.0)
     rest = [protected(sent[:i] + sent[i + 1 :], 0.0) for i in range(len(sent))]
     assert max(rows_moved(whole, other) for other in rest) > 1.01
-
-
-# --- feasibility and a whole run ---------------------------------------------------------------------
-
-
-def test_the_note_says_when_noise_outvotes_the_sites() -> None:
-    assert feasibility(1.0, 16, 4) is None
-    note = feasibility(1.0, 100, 4)
-    assert note is not None
-    assert "2.5 times the largest signal (100 trained values; about 16" in note
-
-
-def test_a_run_says_it_before_it_starts(config: Config) -> None:
-    coordinator = Coordinator(config, SHARED, Workbench(config, SHARED).vectors())
-    (note,) = notices(config, 4, coordinator.values)
-    assert note.startswith("site-level privacy asks for more noise than 4 sites can outvote")
-
-
-def run(*overrides: str) -> dict[str, Any]:
-    """Run the real hospitals and return the account."""
-    sets = [
-        part for o in (MODE, "method.name=fedavg", "report.resamples=20", *overrides) for part in ("--set", o)
-    ]
-    assert main(["simulate", str(ROOT / "configs" / "heart_private.yaml"), "--output", "out", *sets]) == 0
-    told: dict[str, Any] = json.loads(Path("out/seed-0/fedavg/privacy.json").read_text())
-    return told
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path / "out" / "seed-0" / "fedavg"
-
-
-def test_a_whole_run(folder: Path) -> None:
-    told = run("rounds=2")
-    assert told["unit"] == "one site with all its records"
-    assert told["relation"] == "add or remove one site"
-    assert [Event(**event) for event in told["events"]] == [Event(SIGMA, 1.0, 2)]
-    (ledger,) = (folder / "ledgers").glob("*.json")
-    assert "all sites" in ledger.read_text()
-
-
-def test_the_cap_ends_a_run_after_a_whole_round(folder: Path) -> None:
-    spent = epsilon([Event(SIGMA, 1.0, 2)], 1e-5)
-    told = run("rounds=5", f"privacy.max_epsilon={spent + 1e-6!r}")
-    assert told["rounds"] == 2
-    assert told["epsilon"] == spent
-    assert "must not be exceeded" in told["stopped"]
-    assert (folder / "model.pt").is_file()
-
-
-def test_no_evaluation_records_no_test_figure(folder: Path) -> None:
-    run("privacy.evaluation=none", "rounds=1")
-    lines = (folder / "rounds.jsonl").read_text().splitlines()
-    assert [json.loads(line)["test"] for line in lines] == [{}, {}]

@@ -19,6 +19,7 @@ from fedfair.config import Config, parse_json
 from fedfair.data import open_dataset
 from fedfair.errors import ConfigError, PrivacyBudgetExhausted, RunError, nearest
 from fedfair.privacy.edge import Discreet
+from fedfair.privacy.policy import Policy
 from fedfair.provenance import source_digest
 from fedfair.site import Site, Workbench
 
@@ -60,8 +61,8 @@ def evaluate(message: Message, context: Context) -> Message:
 class _Run:
     """What a process keeps of one run: the data, the model it trains, the sites it has played."""
 
-    def __init__(self, config: Config, run: str, ledgers: Path, cap: float | None) -> None:
-        self.config, self.run, self.ledgers, self.cap = config, run, ledgers, cap
+    def __init__(self, config: Config, run: str, policy: Policy) -> None:
+        self.config, self.run, self.policy = config, run, policy
         self.adapter = open_dataset(config.data.name, config.data.path, config.data.options, config.seed)
         self.bench = Workbench(config, self.adapter.schema)
         self._sites: dict[str, Site] = {}
@@ -77,15 +78,16 @@ class _Run:
             return Site(name, self.config, self.adapter)
         from fedfair.privacy.site import PrivateSite
 
-        ledger = site_ledger(self.config, self.ledgers, name, self.cap)
+        folder = self.policy.ledger or ledger_folder(self.config)
+        ledger = site_ledger(self.config, folder, name, self.policy.max_epsilon, self.policy.dataset)
         return PrivateSite(name, self.config, self.adapter, ledger, self.run)
 
 
 @lru_cache(maxsize=1)
-def _run(run_id: int, config_json: str, run: str, ledgers: Path, cap: float | None) -> _Run:
+def _run(run_id: int, config_json: str, run: str, policy: Policy) -> _Run:
     """Return the run; its id keeps a later run from seeing files as they were before."""
     del run_id
-    return _Run(parse_json(config_json), run, ledgers, cap)
+    return _Run(parse_json(config_json), run, policy)
 
 
 def _answer(message: Message, context: Context, work: Work) -> Message:
@@ -94,12 +96,10 @@ def _answer(message: Message, context: Context, work: Work) -> Message:
     # More than one thread would change the order of sums, hence bits.
     torch.set_num_threads(1)
     config = parse_json(str(told["config"]))
-    ledgers = ledger_folder(config, context.node_config.get("ledger"))
-    # The site's own cap; the run's can only be stricter.
-    own_cap = context.node_config.get("max-epsilon")
-    cap = None if own_cap is None else float(str(own_cap))
+    policy = Policy.of(context.node_config)
+    policy.check(config)
     with Discreet(f"of node {context.node_id}") if config.privacy.on else contextlib.nullcontext():
-        run = _run(context.run_id, str(told["config"]), str(told["run"]), ledgers, cap)
+        run = _run(context.run_id, str(told["config"]), str(told["run"]), policy)
     name = _site_name(context, run.adapter.schema.sites)
     arrays: wire.Arrays = {}
     said = {"name": name, "schema": run.adapter.schema.digest()}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,18 @@ from fedfair.privacy.settings import statistics_event, training_event
 from fedfair.privacy.site_level import feasibility
 
 SAMPLE_UNIT = "one patient (one record) of one site"
-SITE_UNIT = "one site with all its records"
+TRAINING_UNIT = "one training patient (one record) of one site (test patients are not protected)"
+SITE_UNIT = "all records of one site"
+SITE_TRAINING_UNIT = "all training records of one site (test figures are not protected)"
+SITE_RELATION = "emptying one site (who takes part is public)"
 
 
 def unit(config: Config) -> str:
     """Return whom the promise is about."""
-    return SITE_UNIT if config.privacy.mode == "site" else SAMPLE_UNIT
+    exact = config.privacy.evaluation == "exact"
+    if config.privacy.mode == "site":
+        return SITE_TRAINING_UNIT if exact else SITE_UNIT
+    return TRAINING_UNIT if exact else SAMPLE_UNIT
 
 
 def releases_statistics(config: Config, number: int) -> bool:
@@ -96,17 +103,29 @@ def _calibrated(
     return calibrate(epsilon, delta, sample_rate, steps, others)
 
 
-def account(config: Config, rounds: int, stopped: str | None, unfinished: bool = False) -> dict[str, Any]:
-    """Return what a resolved run of `rounds` committed rounds promised and spent, for its record.
+def account(config: Config, rounds: int, asked: Sequence[int], stopped: str | None = None) -> dict[str, Any]:
+    """Return what a resolved run promised and spent, for its record.
 
-    The figures are one site's of this run alone; a site's ledger adds what earlier runs spent, and
-    what was repeated after a crash. `unfinished` says that some sites answered a round more, which
-    another one's exhausted ledger ended.
+    Parameters
+    ----------
+    config : Config
+        Resolved.
+    rounds : int
+        Committed rounds.
+    asked : Sequence[int]
+        The rounds that a site was asked for and may have answered, those repeated after a crash as
+        often as they were; ``rounds + 1`` of the configuration is the final evaluation.
+    stopped : str | None
+        Why training ended early.
+
+    Returns
+    -------
+    dict[str, Any]
+        Plain data. The figures are one site's of this run alone; its ledger adds earlier runs.
     """
     privacy = config.privacy
-    numbers = [*range(1, rounds + 1 + unfinished), config.rounds + 1]
-    events = merge([event for number in numbers for event in round_events(config, number)])
-    relation = "add or remove one site" if privacy.mode == "site" else RELATION
+    events = merge([event for number in asked for event in round_events(config, number)])
+    relation = SITE_RELATION if privacy.mode == "site" else RELATION
     spent = describe(events, float(privacy.target_delta or 0), unit(config), relation)
     rdp = epsilon(events, float(privacy.target_delta or 0), "rdp")
     return {
@@ -116,7 +135,7 @@ def account(config: Config, rounds: int, stopped: str | None, unfinished: bool =
         "mode": privacy.mode,
         "rounds": rounds,
         "events": [dataclasses.asdict(event) for event in events],
-        "releases": sum(releases_statistics(config, number) for number in numbers),
+        "releases": sum(releases_statistics(config, number) for number in asked),
         "not_private": privacy.not_private,
         "evaluation": privacy.evaluation,
         "stopped": stopped,
@@ -136,7 +155,7 @@ def outlook(config: Config, sites: int, values: int) -> str:
         add is at most K C: their ratio needs no record. (Mode site: K = L = 1 and S is not a root.)
     """
     privacy = config.privacy
-    plan = account(config, config.rounds, None)
+    plan = account(config, config.rounds, range(1, config.rounds + 2))
     rows = [("mechanism", "noise multiplier", "sample rate", "steps")]
     training = training_event(privacy)
     for event in planned(config):
@@ -176,6 +195,16 @@ def notices(config: Config, sites: int, values: int) -> list[str]:
     privacy, said = config.privacy, []
     if privacy.on and privacy.not_private:
         said.append(f"NOT PRIVATE: {privacy.not_private}")
+    if privacy.on and privacy.evaluation == "exact":
+        said.append(
+            "test records are not protected: their figures leave exactly (`privacy.evaluation: exact`)"
+        )
+    if privacy.mode == "sample" and (privacy.target_delta or 0) * (privacy.expected_batch or 0) >= (
+        privacy.sample_rate or 1
+    ):
+        said.append(
+            "`privacy.target_delta` is not below one over the number of records; nothing much is promised"
+        )
     if privacy.mode == "site":
         sigma = training_event(privacy).noise_multiplier
         said += [note] if (note := feasibility(sigma, values, sites)) else []
@@ -187,14 +216,14 @@ def server_ledger(config: Config) -> Ledger | None:
     return site_ledger(config, ledger_folder(config), "all sites") if config.privacy.mode == "site" else None
 
 
-def ledger_folder(config: Config, own: object = None) -> Path:
-    """Return where ledgers lie: the site's own setting, else the run's, else ``~/.fedfair/ledgers``."""
-    if own:
-        return Path(str(own))
+def ledger_folder(config: Config) -> Path:
+    """Return where ledgers lie for whom no node says so: the run's, else ``~/.fedfair/ledgers``."""
     return Path(config.privacy.ledger) if config.privacy.ledger else Path.home() / ".fedfair" / "ledgers"
 
 
-def site_ledger(config: Config, folder: Path, site: str, own_cap: float | None = None) -> Ledger:
+def site_ledger(
+    config: Config, folder: Path, site: str, own_cap: float | None = None, own_dataset: str | None = None
+) -> Ledger:
     """Return the ledger of a site's data; one file per data set and site, whatever the run.
 
     Parameters
@@ -203,8 +232,10 @@ def site_ledger(config: Config, folder: Path, site: str, own_cap: float | None =
         The run, where ledgers lie, and whose it is.
     own_cap : float | None
         The site's own; the lower of it and the run's holds.
+    own_dataset : str | None
+        The site's own name of its data, which comes before the run's.
     """
-    dataset = dataset_identity(config)
+    dataset = own_dataset or dataset_identity(config)
     name = hashlib.sha256(f"{dataset}\x1f{site}".encode()).hexdigest()[:16]
     delta = float(config.privacy.target_delta or 0.0)
     caps = [cap for cap in (own_cap, config.privacy.max_epsilon) if cap is not None]

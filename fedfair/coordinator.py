@@ -7,6 +7,7 @@ moves the model. A round is committed as a whole or not at all.
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -19,7 +20,7 @@ from fedfair.coefficients import Coefficients, LossTerms
 from fedfair.config import Config
 from fedfair.data.encode import FeatureSums, add_feature_sums, moments, public_moments
 from fedfair.data.schema import Schema
-from fedfair.errors import ConfigError, DataError, RunError, nearest
+from fedfair.errors import ConfigError, DataError, InconsistentUpdates, RunError, nearest
 from fedfair.local import SiteUpdate
 from fedfair.modulation import Modulation
 from fedfair.paths import Path
@@ -31,6 +32,7 @@ from fedfair.signals import Signals
 from fedfair.wire import Download, Survey
 
 Vector = NDArray[np.floating]
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -176,7 +178,7 @@ class Coordinator:
         """
         ordered = sorted(updates, key=lambda update: update.site)
         paths = self.plan.paths(self.modalities, self.coefficients.live, bool(self.terms))
-        self._check(ordered, paths)
+        ordered = self._checked(ordered, paths)
         protected = protect(
             self.config, self.schema, self.round + 1, ordered, paths, self._lengths, self.ledger
         )
@@ -225,11 +227,23 @@ class Coordinator:
     def _lengths(self) -> dict[str, int]:
         return {name: len(value) for name, value in self.model.items()}
 
-    def _check(self, updates: Sequence[SiteUpdate], paths: Sequence[Path]) -> None:
-        groups = len(self.schema.attributes[self.config.data.attribute])
+    def _checked(self, updates: Sequence[SiteUpdate], paths: Sequence[Path]) -> list[SiteUpdate]:
+        """Return the updates that can be summed: all of them, or the round fails.
+
+        Under site-level privacy a round that failed for one site's data would tell of them: its update
+        then counts as no change.
+        """
+        groups, mode = len(self.schema.attributes[self.config.data.attribute]), self.config.privacy.mode
+        kept = []
         for update in updates:
-            private = self.config.privacy.mode == "sample"
-            check_update(update, paths, self.modalities, self._lengths, groups, private)
+            try:
+                check_update(update, paths, self.modalities, self._lengths, groups, mode == "sample")
+                kept.append(update)
+            except InconsistentUpdates:
+                if mode != "site" or len(updates) == 1:
+                    raise
+                logger.exception("the update of site %s counts as no change", update.site)
+        return kept
 
     def _check_coverage(self, counts: NDArray[np.float64]) -> None:
         """Refuse a class, modality or group without any training record, [H, cells, C]."""

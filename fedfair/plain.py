@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,19 @@ from typing import Any
 import yaml
 
 from fedfair.errors import ConfigError, nearest
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which only true and false are truth values: off, on, yes and no are words."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
 
 
 def read_yaml(text: str, origin: str) -> Any:  # noqa: ANN401, YAML holds anything
@@ -23,7 +37,7 @@ def read_yaml(text: str, origin: str) -> Any:  # noqa: ANN401, YAML holds anythi
         If it is not YAML.
     """
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, _Loader)  # a safe one
     except yaml.YAMLError as error:
         where = str(error).replace("\n", " ")
         raise ConfigError(f"{origin} must be valid YAML, got {where}") from error

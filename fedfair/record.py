@@ -29,6 +29,7 @@ from fedfair.wire import has_signals, pack_signals, unpack_signals
 
 ROUNDS, EVALUATION, CHECKPOINT = "rounds.jsonl", "evaluation.npz", "checkpoint.npz"
 MODEL, MOMENTS, PRIVACY = "model.pt", "moments.npz", "privacy.json"
+ASKED = "asked.txt"
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,29 @@ class RunFolder:
         """Append one line to the round records."""
         with (self.path / ROUNDS).open("a", encoding="utf-8") as file:
             file.write(record.to_json() + "\n")
+
+    def note_asked(self, number: int) -> None:
+        """Note, before it is sent, that sites are asked for round `number`."""
+        self._note(number)
+
+    def note_refused(self, number: int) -> None:
+        """Note that every site refused round `number`, so that nothing was released in it."""
+        self._note(-number)
+
+    def _note(self, number: int) -> None:
+        file = self.path / ASKED
+        _write_atomically(file, ((file.read_bytes() if file.is_file() else b"") + b"%d\n" % number))
+
+    def asked(self) -> list[int]:
+        """Return the rounds that a site may have answered, repeated ones as often as they were asked."""
+        file = self.path / ASKED
+        result: list[int] = []
+        for number in map(int, file.read_text(encoding="utf-8").split() if file.is_file() else []):
+            if number > 0:
+                result.append(number)
+            else:
+                result.remove(-number)
+        return result
 
     def truncate(self, rounds: int) -> None:
         """Keep only the records of models made by at most `rounds` rounds."""

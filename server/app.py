@@ -44,21 +44,33 @@ def main(grid: Grid, context: Context) -> None:
     folder.truncate(coordinator.round - 1)
     for notice in notices(config, len(adapter.schema.sites), coordinator.values):
         logger.warning(notice)
-    stopped = None
-    strategy.survey(grid)
-    if remaining := config.rounds - coordinator.round:
-        try:
-            strategy.start(grid, ArrayRecord(), num_rounds=remaining, timeout=config.server.round_timeout)
-        except PrivacyBudgetExhausted as stop:
-            if coordinator.round == 0:
-                raise
-            stopped = str(stop)
-            logger.warning("training ends after round %d: %s", coordinator.round, stop)
-    strategy.finish(grid)
-    if config.privacy.on:
-        folder.save_privacy(account(config, coordinator.round, stopped, strategy.unfinished))
+    stopped: list[str] = []
+    try:
+        _train(grid, strategy, stopped)
+        strategy.finish(grid)
+    finally:
+        # A run that fails has spent what it has spent.
+        if config.privacy.on:
+            folder.save_privacy(
+                account(config, coordinator.round, folder.asked(), "; ".join(stopped) or None)
+            )
     bench.load(coordinator.model)
     folder.save_model(bench.model.state_dict(), coordinator.moments)
+
+
+def _train(grid: Grid, strategy: ModulatedAggregation, stopped: list[str]) -> None:
+    """Train the rounds that are left, or those that the privacy budget allows; add why it ended."""
+    config, coordinator = strategy.config, strategy.coordinator
+    strategy.survey(grid)
+    if not (remaining := config.rounds - coordinator.round):
+        return
+    try:
+        strategy.start(grid, ArrayRecord(), num_rounds=remaining, timeout=config.server.round_timeout)
+    except PrivacyBudgetExhausted as stop:
+        if coordinator.round == 0:
+            raise
+        stopped.append(str(stop))
+        logger.warning("training ends after round %d: %s", coordinator.round, stop)
 
 
 def read_config(context: Context) -> Config:

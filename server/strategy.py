@@ -50,7 +50,6 @@ class ModulatedAggregation(Strategy):
         self._failed: dict[str, str] = {}
         self._exhausted: dict[str, str] = {}
         self.made: Made = Made()
-        self.unfinished = False
         self._clock = time.perf_counter()
         self._nodes: list[int] = []
 
@@ -79,6 +78,7 @@ class ModulatedAggregation(Strategy):
             replies = self._ask(grid, "train.signals", self._content())
             signals = {site: wire.unpack_signals("train", replies[site]) for site in sorted(replies)}
             self.coordinator.refresh(_total(signals))
+        self.folder.note_asked(self.coordinator.round + 1)
         return self._messages(MessageType.TRAIN, self._content())
 
     def aggregate_train(
@@ -90,10 +90,15 @@ class ModulatedAggregation(Strategy):
         for node, reason in self._failed.items():
             logger.warning("node %s failed: %s", node, reason)
         if self._exhausted:
-            self.unfinished = bool(received)
+            if not received:
+                self.folder.note_refused(self.coordinator.round + 1)
             others = f" (and {len(self._exhausted) - 1} more sites)" if len(self._exhausted) > 1 else ""
             raise PrivacyBudgetExhausted(self._exhausted[min(self._exhausted)] + others)
-        committed = self.coordinator.commit([wire.unpack_update(s, a) for s, a in received.items()])
+        try:
+            committed = self.coordinator.commit([wire.unpack_update(s, a) for s, a in received.items()])
+        except PrivacyBudgetExhausted:
+            self.folder.note_refused(self.coordinator.round + 1)
+            raise
         self._record(self.coordinator.round - 1, committed.train, committed.test, committed.test_by_site)
         self.made = Made(
             coefficient_table(committed.applied),
@@ -118,7 +123,10 @@ class ModulatedAggregation(Strategy):
 
     def finish(self, grid: Grid) -> None:
         """Have the final model measured and save what the report needs."""
+        self.folder.note_asked(self.config.rounds + 1)
         received = self._ask(grid, MessageType.EVALUATE, self._content())
+        if not received:
+            self.folder.note_refused(self.config.rounds + 1)
         told = [wire.unpack_update(site, received[site]) for site in sorted(received)]
         for update in told:
             for signals in (update.train, update.test):

@@ -23,8 +23,9 @@ from fedfair.data.schema import Schema
 from fedfair.errors import ConfigError, RunError
 from fedfair.modulation import METHODS
 from fedfair.plain import first_difference
+from fedfair.privacy.accounting import Event, describe
 from fedfair.provenance import source_digest, versions
-from fedfair.record import MODEL, newest_folder, next_folder
+from fedfair.record import MODEL, PRIVACY, newest_folder, next_folder
 from fedfair.site import Workbench
 from simulations.progress import RoundProgress
 
@@ -209,7 +210,17 @@ def _conclude(folder: Path, go_on: str | None) -> None:
         sys.stderr.write(f"interrupted: what was done is kept; go on with: {go_on}\n")
     if any(folder.glob("seed-*/*/rounds.jsonl")):
         path = write_report(folder)
-        sys.stdout.write(f"\n{comparison_table(folder)}\n\nreport: {path}\n")
+        sys.stdout.write(f"\n{comparison_table(folder)}\n{_composed(folder)}\nreport: {path}\n")
+
+
+def _composed(folder: Path) -> str:
+    """Return what all private runs of the folder cost together, or nothing to say."""
+    spent = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob(f"seed-*/*/{PRIVACY}")]
+    if len(spent) < 2:
+        return ""
+    events = [Event(**event) for account in spent for event in account["events"]]
+    told = describe(events, spent[0]["delta"], spent[0]["unit"], spent[0]["relation"])
+    return f"\nall {len(spent)} runs together, were they on one data set of real patients: {told}\n"
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:

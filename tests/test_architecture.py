@@ -33,7 +33,7 @@ LAYERS = (
     {"models", "blocks", "paths", "terms", "gradients", "measure", "local", "aggregation", "wire"},
     {"privacy"},
     {"config"},
-    {"plan", "budget", "site", "privacy.server", "privacy.site", "coordinator"},
+    {"plan", "budget", "site", "privacy.policy", "privacy.server", "privacy.site", "coordinator"},
     {"checkpoint", "record", "report", "trained"},
     {"cli"},
     {"__main__"},

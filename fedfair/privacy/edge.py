@@ -110,9 +110,11 @@ def guard(
         Naming the leaf.
     """
     if odd := sorted(set(arrays) ^ set(declared)):
+        # Names and shapes may hold what must not leave, and a refusal's text leaves.
+        logger.error("leaves of the upload of site %s and of its declarations differ in %s", site, odd)
         raise PrivacyError(
-            f"each leaf of the upload of site {site} must be declared public or released, got a mismatch "
-            f"in {odd}"
+            f"each leaf of the upload of site {site} must be declared public or released, got {len(odd)} "
+            "that do not match; the site's log names them"
         )
     for name, declaration in declared.items():
         if isinstance(declaration, Released):
@@ -127,6 +129,6 @@ def _check_released(
     if not np.isfinite(declaration.sensitivity) and declaration.event.noise_multiplier > 0:
         raise PrivacyError(f"{leaf} must have a bounded sensitivity, got {declaration.sensitivity}")
     if value.shape != declaration.shape:
-        raise PrivacyError(f"{leaf} must have the public shape {declaration.shape}, got {value.shape}")
+        raise PrivacyError(f"{leaf} must have the public shape {declaration.shape}, got another")
     if not np.isfinite(value).all():
         raise PrivacyError(f"{leaf} must be finite: NaN would tell of a record; got NaN or infinity")

@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from fedfair.batch import MultimodalBatch
+from fedfair.blocks import ParameterBlocks
 from fedfair.data.schema import Schema
 from fedfair.errors import PrivacyError
 from fedfair.models import MultimodalModel
 from fedfair.seeding import torch_generator
 
 RECORDS = 3
+MADE_UP_SCALE = 0.5  # of made-up parameters: large enough that every path carries something
 
 
 def made_up_batch(schema: Schema, like: Tensor, groups: int, seed: int = 0) -> MultimodalBatch:
@@ -34,13 +36,18 @@ def made_up_batch(schema: Schema, like: Tensor, groups: int, seed: int = 0) -> M
 
 
 @torch.no_grad()
-def check_isolation(model: MultimodalModel, schema: Schema, like: Tensor, groups: int) -> None:
+def check_isolation(
+    model: MultimodalModel, blocks: ParameterBlocks, schema: Schema, like: Tensor, groups: int
+) -> None:
     """Refuse a model whose scores of a record change with the other records of its batch.
+
+    It is checked as it is and with made-up parameters, since a path between records may be closed at
+    the initial ones.
 
     Parameters
     ----------
-    model : MultimodalModel
-        In whatever mode; it is put in evaluation mode.
+    model, blocks : MultimodalModel, ParameterBlocks
+        In whatever mode; put in evaluation mode, its parameters put back.
     schema : Schema
         Gives the inputs' shapes.
     like : Tensor
@@ -55,8 +62,22 @@ def check_isolation(model: MultimodalModel, schema: Schema, like: Tensor, groups
     """
     model.eval()
     batch = made_up_batch(schema, like, groups)
+    own = blocks.snapshot()
+    try:
+        _compare(model, batch)
+        generator = torch_generator(0, "isolation", "parameters")
+        for vector in blocks.vectors.values():
+            made_up = torch.randn(vector.shape, generator=generator, dtype=torch.float64)
+            vector.copy_(MADE_UP_SCALE * made_up)
+        _compare(model, batch)
+    finally:
+        blocks.load(own)
+
+
+def _compare(model: MultimodalModel, batch: MultimodalBatch) -> None:
     together = _scores(model, batch)
-    alone = [_scores(model, batch.select(torch.tensor([i], device=like.device))) for i in range(RECORDS)]
+    index = torch.arange(RECORDS, device=batch.labels.device)
+    alone = [_scores(model, batch.select(index[i : i + 1])) for i in range(RECORDS)]
     for head, whole in enumerate(together):
         # Matrix products of other sizes round differently: a few hundred units in the last place.
         slack = 1e3 * torch.finfo(whole.dtype).eps * (1 + whole.abs().max())

@@ -90,7 +90,9 @@ class Ledger:
         PrivacyError
             If the file is damaged, unreadable, not writable or another account's.
         """
-        with self._locked():
+        with self._locked() as first:
+            if not (first or self._path.exists()):
+                raise self._refusal("lie beside its lock, got none")
             runs = self._read()
             self._refuse_beyond_cap(_history(runs), [*events, *reserve])
             now = datetime.now(UTC).isoformat(timespec="seconds")
@@ -115,17 +117,22 @@ class Ledger:
             )
 
     @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Hold the account alone, against other processes and other ledgers of this one."""
+    def _locked(self) -> Iterator[bool]:
+        """Hold the account alone, and tell whether it has not been charged yet.
+
+        The ledger itself is replaced by each charge, so it cannot carry the lock. The lock is empty
+        until the first charge is written: one with content and no ledger beside it was lost.
+        """
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            # The ledger itself is replaced by each charge, so it cannot carry the lock.
             lock = os.open(_beside(self._path, ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise self._refusal(f"be in a folder that can be written, got {error.strerror}") from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
+            yield os.fstat(lock).st_size == 0
+            if os.fstat(lock).st_size == 0:
+                os.write(lock, b"charged\n")
         finally:
             os.close(lock)
 

@@ -173,7 +173,8 @@ def _check_ranges(config: PrivacyConfig) -> None:
         if (value := getattr(config, name)) is not None:
             _require(value > 0, name, "positive", value)
     if config.target_delta is not None:
-        _require(0 < config.target_delta < 0.5, "target_delta", "in (0, 0.5)", config.target_delta)
+        # Above, a mechanism that publishes one record in a hundred would keep the promise.
+        _require(0 < config.target_delta <= 0.01, "target_delta", "in (0, 0.01]", config.target_delta)
     if config.sample_rate is not None:
         _require(0 < config.sample_rate <= 1, "sample_rate", "in (0, 1]", config.sample_rate)
     if isinstance(config.max_grad_norm, Mapping):

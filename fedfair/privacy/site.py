@@ -7,6 +7,7 @@ computed, so a crash can waste budget but never hide a release.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -15,9 +16,10 @@ from numpy.typing import NDArray
 
 from fedfair import wire
 from fedfair.budget import releases_statistics, round_events
+from fedfair.coefficients import Coefficients
 from fedfair.config import Config
 from fedfair.data import DataAdapter
-from fedfair.data.encode import num_cells
+from fedfair.data.encode import num_cells, public_moments
 from fedfair.errors import PrivacyError
 from fedfair.local import SiteUpdate
 from fedfair.measure import RecordBounds
@@ -25,10 +27,11 @@ from fedfair.paths import Scales
 from fedfair.plan import row_plan
 from fedfair.privacy.accounting import Event
 from fedfair.privacy.edge import Declaration, Public, Released, guard
-from fedfair.privacy.isolation import check_isolation
+from fedfair.privacy.isolation import check_isolation, made_up_batch
 from fedfair.privacy.ledger import Ledger
 from fedfair.privacy.noise import Noise
 from fedfair.privacy.opacus_engine import check_opacus, opacus_mechanism, train_with_opacus
+from fedfair.privacy.per_record import record_gradients
 from fedfair.privacy.release import release
 from fedfair.privacy.sample_level import mechanism, train_privately
 from fedfair.privacy.server import statistics_layout
@@ -60,10 +63,12 @@ class PrivateSite(Site):
         self._charged: tuple[Event, ...] = ()
         self._declared: dict[str, Declaration] = {}
         self._layout = statistics_layout(config, self.schema)
+        self._moments = public_moments(self.schema, config.data.ranges)
         self._checked = False
 
     def work(self, bench: Workbench, download: Download, round_number: int) -> SiteUpdate:
         """Charge the round, release statistics if it is their turn, and train with noise."""
+        download = self._checked_download(download)
         self._begin(bench, round_number)
         bench.load(download.model)
         train_signals, test_signals = self._released(bench, download, round_number)
@@ -73,6 +78,7 @@ class PrivateSite(Site):
     def assess(self, bench: Workbench, download: Download) -> SiteUpdate:
         """Charge and release the statistics of the final model."""
         number = self.config.rounds + 1
+        download = self._checked_download(download)
         self._begin(bench, number)
         bench.load(download.model)
         return SiteUpdate(self.name, {}, *self._released(bench, download, number))
@@ -95,15 +101,53 @@ class PrivateSite(Site):
         guard(self.name, arrays, self._declared, self._charged)
         self._declared = {}
 
+    def _checked_download(self, download: Download) -> Download:
+        """Refuse coefficients or terms that do not fit before a record is touched; take no moments from it.
+
+        A mismatch that only shows where a group or a label occurs would tell that it does.
+        """
+        coefficients, terms = download.coefficients, download.terms
+        heads, groups, classes = self._layout.heads, self._num_groups, len(self.schema.classes)
+        wanted: list[tuple[NDArray[np.float64], tuple[int, ...]]]
+        wanted = [(coefficients.fused, (heads, groups)), (coefficients.unimodal, (heads - 1, groups))]
+        if terms.fairness is not None:
+            bins = (heads - 1, groups, self._layout.scored, 2, self.config.train_bins)
+            wanted += [(terms.fairness.slopes, (heads - 1, groups)), (terms.fairness.histograms, bins)]
+        fits = all(array.shape == shape for array, shape in wanted)
+        if terms.direction is not None:
+            fits = fits and terms.direction.ndim == 2 and terms.direction.shape[0] == classes
+        if not fits:
+            raise PrivacyError("coefficients and terms of a download must fit the schema, they do not")
+        return dataclasses.replace(download, moments=self._moments)
+
     def _begin(self, bench: Workbench, number: int) -> None:
         if not self._checked:
-            check_isolation(bench.model, self.schema, bench.kind, self._num_groups)
+            # Before any charge, and on made-up records: later a refusal would tell of the real ones.
+            self._check_model(bench)
             self._checked = True
         self._declared, self._charged = {}, ()
         if events := round_events(self.config, number):
             last = round_events(self.config, self.config.rounds + 1)
-            self._ledger.charge(self._run, events, last if number <= self.config.rounds else ())
+            self._ledger.charge(
+                self._run, self._told(events), self._told(last) if number <= self.config.rounds else ()
+            )
             self._charged = events
+
+    def _told(self, events: tuple[Event, ...]) -> tuple[Event, ...]:
+        """Return what the ledger is charged: noise that can be drawn again is none."""
+        if self.config.privacy.noise_seed is None:
+            return events
+        return tuple(dataclasses.replace(event, noise_multiplier=0.0) for event in events)
+
+    def _check_model(self, bench: Workbench) -> None:
+        model, blocks, groups = bench.model, bench.blocks, self._num_groups
+        check_isolation(model, blocks, self.schema, bench.kind, groups)
+        if self.config.privacy.engine == "opacus":
+            check_opacus(model, blocks, self.schema, bench.kind, groups)
+            return
+        neutral = Coefficients.neutral(len(model.modalities), groups, self.config.method.live)
+        batch = made_up_batch(self.schema, bench.kind, groups)
+        record_gradients(model.train(), blocks, batch, Scales.build(neutral, bench.kind), None)
 
     @property
     def _num_groups(self) -> int:
@@ -163,7 +207,6 @@ class PrivateSite(Site):
         describe, train = mechanism, train_privately
         if self.config.privacy.engine == "opacus":
             describe, train = opacus_mechanism, train_with_opacus
-            check_opacus(model, blocks, self.schema, bench.kind, self._num_groups)
         public = describe(blocks, paths, scales, model.modalities, self.config.privacy)
         records, noise = self._batches(bench, download)[0], self._noise(number, "training")
         with _secret_dropout(bench.device, noise):

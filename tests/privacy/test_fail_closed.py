@@ -91,7 +91,7 @@ def test_a_missing_range(key: str) -> None:
         (["privacy.max_grad_norm={fusion: 1}", "privacy.clipping=flat"], "`privacy.clipping` must be block"),
         (["privacy.sample_rate=0"], "`privacy.sample_rate` must be in (0, 1]"),
         (["privacy.sample_rate=1.1"], "`privacy.sample_rate` must be in (0, 1]"),
-        (["privacy.target_delta=0.6"], "`privacy.target_delta` must be in (0, 0.5)"),
+        (["privacy.target_delta=0.6"], "`privacy.target_delta` must be in (0, 0.01]"),
         (["privacy.noise_multiplier=0"], "`privacy.noise_multiplier` must be positive"),
         (["privacy.statistics.noise_multiplier=0"], "`privacy.statistics.noise_multiplier` must be positive"),
         (["privacy.statistics.loss_bound=0"], "`privacy.statistics.loss_bound` must be positive"),

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fedfair.blocks import ParameterBlocks
 from fedfair.data.schema import ArrayModality, Column, Schema, TableModality
 from fedfair.errors import ConfigError, PrivacyError, ShapeError
 from fedfair.models import ConcatFusion, Head, MultimodalModel, build_model
@@ -126,11 +127,14 @@ def test_the_built_in_models_pass(fusion: str, dtype: str) -> None:
     for seed in range(3):
         options = {"hidden": [16, 32], "embedding_dim": 24, "fusion": fusion}
         model = build_model("late_fusion", shared, options, seed).to(kind.dtype)
-        check_isolation(model, shared, kind, 2)
+        check_isolation(model, ParameterBlocks(model), shared, kind, 2)
 
 
 def test_a_model_of_ones_own_passes() -> None:
-    check_isolation(built(schema()), schema(), torch.zeros(()), 3)
+    model = built(schema())
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    check_isolation(model, ParameterBlocks(model), schema(), torch.zeros(()), 3)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_made_up_records_hold_a_missing_modality_and_are_the_same_each_time() -> None:

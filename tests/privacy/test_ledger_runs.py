@@ -136,6 +136,14 @@ def test_the_cap_ends_a_run_after_a_whole_round_with_a_model(
     capsys.readouterr()
 
 
+def test_a_cap_keeps_what_the_final_evaluation_needs(tmp_path: Path) -> None:
+    """Three rounds would fit, but then nobody would know how good the model is."""
+    assert main(arguments(tmp_path, "out", "rounds=6", capped(3, 2))) == 0
+    assert charged(tmp_path) == dict.fromkeys(heart().schema.sites, cost(2, 2))
+    assert account(tmp_path)["rounds"] == 2
+    assert (tmp_path / "out" / "seed-0" / "fedavg" / "evaluation.npz").is_file()
+
+
 def test_an_exhausted_ledger_refuses_the_next_run_in_one_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -179,7 +179,7 @@ JUMPING: Mapping[str, tuple[Patch, str]] = {
     "no clipping": (no_clipping, "moves by"),
     "half the noise of a block": (half_the_noise_of_a_block, "all rows together"),
     "noise for coefficients of one": (noise_for_coefficients_of_one, "moves by"),
-    "records counted": (records_counted, "`train/num_examples`|\\['train/num_examples'\\]"),
+    "records counted": (records_counted, "`train/num_examples`|got 1 that do not match"),
     "records counted and called public": (records_counted_and_called_public, "public `train/num_examples`"),
     "strata": (strata, "moves by"),
     "losses without a bound": (losses_without_a_bound, "train/losses"),

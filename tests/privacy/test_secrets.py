@@ -149,6 +149,41 @@ def test_repeated_noise_is_found(
     assert repeats(places(tmp_path)) > 0
 
 
+def keys(folder: Path, patch: pytest.MonkeyPatch, *overrides: str) -> list[bytes]:
+    """Return the keys of all noise of two sites' rounds and final evaluations."""
+    own, used = Noise.__init__, []
+
+    def spy(self: Noise, key: bytes) -> None:
+        used.append(key)
+        own(self, key)
+
+    patch.setattr(Noise, "__init__", spy)
+    lab = Lab(configured(SECRET, *overrides), folder)
+    for name in (SITE, "south"):
+        site = lab.site(patients(9), name=name)
+        lab.work(site, 1)
+        lab.work(site, 2)
+        lab.assess(site)
+    return used
+
+
+@pytest.mark.parametrize("overrides", [(), (FIXED,)], ids=["secret", "fixed"])
+def test_each_purpose_has_a_key_of_its_own(
+    overrides: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Draws of other sizes under one key look unlike each other, and can be computed from each other."""
+    used = keys(tmp_path, monkeypatch, *overrides)
+    # Training and statistics in each of two rounds, statistics once more, at two sites.
+    assert len(used) == len(set(used)) == 10
+
+
+def test_a_key_for_two_purposes_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        PrivateSite, "_noise", lambda self, number, _: Noise.fixed(self.config.seed, self.name, number)
+    )
+    assert len(set(keys(tmp_path, monkeypatch))) < 10
+
+
 # --- dropout -----------------------------------------------------------------------------------------
 
 

@@ -35,7 +35,7 @@ def test_the_note_says_when_noise_outvotes_the_sites() -> None:
 def test_a_run_says_it_before_it_starts() -> None:
     config = configured(MODE)
     coordinator = Coordinator(config, schema(), Workbench(config, schema()).vectors())
-    (note,) = notices(config, 4, coordinator.values)
+    *_, note = notices(config, 4, coordinator.values)
     assert note.startswith("site-level privacy asks for more noise than 4 sites can outvote")
 
 
@@ -57,8 +57,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_whole_run(folder: Path) -> None:
     told = run("rounds=2")
-    assert told["unit"] == "one site with all its records"
-    assert told["relation"] == "add or remove one site"
+    assert told["unit"] == "all training records of one site (test figures are not protected)"
+    assert told["relation"] == "emptying one site (who takes part is public)"
     assert [Event(**event) for event in told["events"]] == [Event(SIGMA, 1.0, 2)]
     (ledger,) = (folder / "ledgers").glob("*.json")
     assert "all sites" in ledger.read_text()

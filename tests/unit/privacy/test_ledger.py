@@ -322,3 +322,11 @@ def test_a_full_disk_refuses_the_release_and_keeps_the_account(
 def test_settings_out_of_range_are_refused(tmp_path: Path, delta: float, cap: float, name: str) -> None:
     with pytest.raises(ConfigError, match=f"`{name}` must be"):
         Ledger(tmp_path / "ledger.json", "heart", "Basel", delta, cap)
+
+
+def test_a_ledger_that_was_deleted_is_missed(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.json"
+    Ledger(path, "registry", "north", 1e-5, None).charge("run", [Event(4.0, 0.1, 10)])
+    path.unlink()
+    with pytest.raises(PrivacyError, match="must lie beside its lock, got none"):
+        Ledger(path, "registry", "north", 1e-5, None).charge("run", [Event(4.0, 0.1, 10)])

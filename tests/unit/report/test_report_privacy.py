@@ -50,7 +50,9 @@ def privatise(folder: Path, rounds: int = 6, stopped: str | None = None, **chang
         plain = {"name": "heart", "rounds": plan["rounds"], "method": {"name": run.name}, "privacy": privacy}
         (run / "config.yaml").write_text(yaml.safe_dump(plain))
         config = parse(plain)
-        (run / "privacy.json").write_text(json.dumps(account(config, rounds, stopped)))
+        (run / "privacy.json").write_text(
+            json.dumps(account(config, rounds, [*range(1, rounds + 1), config.rounds + 1], stopped))
+        )
         change_evaluation(run / "evaluation.npz", train_counts=0.0)
         change_records(run, {"train_loss": None})
         for site in plan["schema"]["sites"]:
@@ -239,7 +241,7 @@ def test_run_that_ended_at_its_cap_is_compared_by_its_last_model(
     folder = privatise(write_experiment(tmp_path / "capped", seeds=[0]))
     run, message = folder / "seed-0" / "dual_mimo", "`cap` of site Zurich must not be exceeded"
     plain = parse(yaml.safe_load((run / "config.yaml").read_text()))
-    (run / "privacy.json").write_text(json.dumps(account(plain, 4, message)))
+    (run / "privacy.json").write_text(json.dumps(account(plain, 4, [1, 2, 3, 4, plain.rounds + 1], message)))
     lines = (run / "rounds.jsonl").read_text().splitlines(keepends=True)
     (run / "rounds.jsonl").write_text("".join(lines[:3]))
     experiment = load(folder)
@@ -308,7 +310,7 @@ def test_site_level_names_its_unit_and_whom_it_trusts(tmp_path: Path, write_expe
         write_experiment(tmp_path / "sites", seeds=[0]), mode="site", clipping_norm=0.5, **none
     )
     page = page_of(folder)
-    assert "one site with all its records" in page
+    assert "all training records of one site" in page
     assert "clipping bound C of a site 0.5" in page
     assert "Sites from the server." in page
     assert "A patient at two hospitals." not in page

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from fedfair.aggregation import check_update, combine
 from fedfair.coefficients import Coefficients, LossTerms
 from fedfair.config import Config
+from fedfair.data.checks import check_coverage
 from fedfair.data.encode import FeatureSums, add_feature_sums, moments, public_moments
 from fedfair.data.schema import Schema
 from fedfair.errors import ConfigError, DataError, InconsistentUpdates, RunError, nearest
@@ -141,7 +142,7 @@ class Coordinator:
                     )
             return
         counted = [survey.train_counts for survey in surveys.values() if survey.train_counts is not None]
-        self._check_coverage(np.sum(counted, axis=0))
+        check_coverage(self.schema, np.sum(counted, axis=0))
         sums: FeatureSums = reduce(add_feature_sums, [surveys[site].features for site in found])
         self.moments, self.surveyed = moments(sums), found
 
@@ -244,25 +245,6 @@ class Coordinator:
                     raise
                 logger.exception("the update of site %s counts as no change", update.site)
         return kept
-
-    def _check_coverage(self, counts: NDArray[np.float64]) -> None:
-        """Refuse a class, modality or group without any training record, [H, cells, C]."""
-        attributes = self.schema.attributes
-        by_cell = counts[0].reshape(*(len(g) for g in attributes.values()), len(self.schema.classes))
-        for m, name in enumerate(self.modalities):
-            if counts[m + 1].sum() == 0:
-                raise DataError(f"modality `{name}` must be observed at some site, got no record; remove it")
-        for axis, (attribute, groups) in enumerate(attributes.items()):
-            totals = by_cell.sum(tuple(i for i in range(by_cell.ndim) if i != axis))
-            for name, total in zip(groups, totals, strict=True):
-                if total == 0:
-                    raise DataError(
-                        f"group `{name}` of attribute `{attribute}` must have a training record at some "
-                        "site, got none; remove the group or join it to another"
-                    )
-        for name, total in zip(self.schema.classes, counts[0].sum(0), strict=True):
-            if total == 0:
-                raise DataError(f"class `{name}` must have a training record at some site, got none")
 
     def _initial_coefficients(self) -> Coefficients:
         """Return the method's coefficients before any signal is known."""

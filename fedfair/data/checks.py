@@ -7,7 +7,7 @@ from collections.abc import Collection
 import numpy as np
 from numpy.typing import NDArray
 
-from fedfair.data.schema import Modality, SiteRecords, TableModality
+from fedfair.data.schema import Modality, Schema, SiteRecords, TableModality
 from fedfair.errors import DataError, ShapeError, nearest
 
 
@@ -85,3 +85,36 @@ def checked_indices(name: str, values: NDArray[np.int64] | None, length: int, si
     if ((values < 0) | (values >= size)).any():
         raise DataError(f"`{name}` must be in 0 .. {size - 1}, got {values.min()} .. {values.max()}")
     return values
+
+
+def check_coverage(schema: Schema, counts: NDArray[np.float64]) -> None:
+    """Refuse a class, modality or group without any training record.
+
+    Parameters
+    ----------
+    schema : Schema
+        M modalities, C classes, and attributes.
+    counts : NDArray[np.float64]
+        [M + 1, cells, C] pooled records by head, cell of all attributes and label.
+
+    Raises
+    ------
+    DataError
+        Naming it.
+    """
+    attributes = schema.attributes
+    by_cell = counts[0].reshape(*(len(g) for g in attributes.values()), len(schema.classes))
+    for m, name in enumerate(schema.modalities):
+        if counts[m + 1].sum() == 0:
+            raise DataError(f"modality `{name}` must be observed at some site, got no record; remove it")
+    for axis, (attribute, groups) in enumerate(attributes.items()):
+        totals = by_cell.sum(tuple(i for i in range(by_cell.ndim) if i != axis))
+        for name, total in zip(groups, totals, strict=True):
+            if total == 0:
+                raise DataError(
+                    f"group `{name}` of attribute `{attribute}` must have a training record at some "
+                    "site, got none; remove the group or join it to another"
+                )
+    for name, total in zip(schema.classes, counts[0].sum(0), strict=True):
+        if total == 0:
+            raise DataError(f"class `{name}` must have a training record at some site, got none")

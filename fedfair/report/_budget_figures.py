@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from fedfair.report._budget import DONE, MEASURES, Budget, Setting
 from fedfair.report._figures import BASELINE_COLOUR, COLOURS, STYLE, svg
 from fedfair.report._results import Estimate, Metric
 
+CAPTION = 150  # characters a line
 STATISTICS = ("gated", "oracle_statistics")  # differ in the statistics alone
 MARKERS = "osD^vP"
 GREYS = (BASELINE_COLOUR, "#9aa0a6")  # of arms without noise
@@ -149,5 +151,6 @@ def _finish(figure: Figure, budget: Budget, behind: Sequence[Setting]) -> Figure
     runs = (
         f"{done} runs, seeds: {len(budget.plan['seeds'])}; marks are means over seeds with 95 % t intervals."
     )
-    figure.supxlabel(f"epsilon\n{budget.statement}\n{runs}", fontsize=8, color="#57606a")
+    said = textwrap.fill(budget.statement, CAPTION)
+    figure.supxlabel(f"epsilon\n{said}\n{runs}", fontsize=8, color="#57606a")
     return figure

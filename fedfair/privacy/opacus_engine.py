@@ -215,8 +215,8 @@ def _differentiate(
         found = parameter.grad_sample  # type: ignore[attr-defined]
         if not isinstance(found, Tensor) or len(found) != len(batch):
             raise PrivacyError(
-                f"a parameter of shape {tuple(parameter.shape)} must have a gradient for each of its "
-                f"{len(batch)} records, got {0 if found is None else len(found)}; {HINT}"
+                f"a parameter of shape {tuple(parameter.shape)} must have a gradient for each record, got "
+                f"another number; {HINT}"
             )
 
 

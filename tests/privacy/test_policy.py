@@ -5,11 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from flwr.app import Context, RecordDict
 
+from client.app import app as client_app
 from fedfair.config import Config, load
-from fedfair.errors import ConfigError, PrivacyError
+from fedfair.errors import ConfigError, PrivacyError, RunError
 from fedfair.privacy.policy import Policy
-from tests.apps.runs import HEART, PRIVATE
+from server.app import app as server_app
+from simulations.grid import InProcessGrid
+from tests.apps.runs import HEART, PRIVATE, SHORT
 
 RELEASED = "privacy.evaluation=released"
 
@@ -67,3 +71,13 @@ def test_a_cap_must_be_a_positive_number(value: object) -> None:
 def test_a_site_names_its_own_data_and_place(tmp_path: Path) -> None:
     policy = Policy.of({"ledger": str(tmp_path), "dataset": "registry"})
     assert (policy.ledger, policy.dataset) == (tmp_path, "registry")
+
+
+def test_the_clients_of_a_run_ask_their_nodes(tmp_path: Path) -> None:
+    """One node asks for privacy, and answers no run without it."""
+    values = {"config": str(HEART), "overrides": ";".join(SHORT), "output": str(tmp_path / "out")}
+    context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=values)
+    with InProcessGrid(client_app, 4) as grid:
+        grid._contexts[2].node_config["max-epsilon"] = 3.0
+        with pytest.raises(RunError, match="`privacy.mode` must be sample, as this site asks, got 'off'"):
+            server_app(grid, context)

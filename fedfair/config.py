@@ -195,6 +195,8 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
     plain = read_yaml(text, str(path))
     if not isinstance(plain, dict):
         raise ConfigError(f"{path} must hold sections of keys, got {type(plain).__name__}")
+    if {"base", "epsilons"} <= plain.keys():
+        raise ConfigError(f"{path} must be one run's configuration, got a sweep; run it with `fedfair sweep`")
     return parse(apply(plain, overrides))
 
 

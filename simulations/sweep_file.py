@@ -73,7 +73,12 @@ def read_sweep(path: Path, seeds: int | None = None) -> Sweep:
     """
     if not path.is_file():
         raise ConfigError(f"`config` must be an existing file, got {path}")
-    sweep: Sweep = build(Sweep, read_yaml(path.read_text(encoding="utf-8"), str(path)), "")
+    plain = read_yaml(path.read_text(encoding="utf-8"), str(path))
+    if isinstance(plain, dict) and "rounds" in plain:
+        raise ConfigError(
+            f"{path} must be a sweep, got one run's configuration; run it with `fedfair simulate`"
+        )
+    sweep: Sweep = build(Sweep, plain, "")
     return sweep if seeds is None else dataclasses.replace(sweep, seeds=seeds)
 
 

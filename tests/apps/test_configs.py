@@ -50,3 +50,10 @@ def test_a_configuration_runs(path: Path, tmp_path: Path) -> None:
     assert main(["simulate", str(path), "--output", str(out), *short]) == 0
     assert [r["round"] for r in rounds(out / "seed-0" / load(path).method.name)] == [0, 1, 2]
     assert ("SYNTHETIC" in (out / "report.html").read_text()) == (load(path).data.name == "synthetic")
+
+
+def test_a_file_of_the_other_kind_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["simulate", str(ROOT / "configs" / "privacy_budget.yaml")]) == 1
+    assert "run it with `fedfair sweep`" in capsys.readouterr().err
+    assert main(["sweep", str(ROOT / "configs" / "heart.yaml")]) == 1
+    assert "run it with `fedfair simulate`" in capsys.readouterr().err

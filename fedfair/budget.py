@@ -49,6 +49,14 @@ def round_events(config: Config, number: int) -> tuple[Event, ...]:
     return training + statistics
 
 
+def charges(config: Config, number: int) -> tuple[Event, ...]:
+    """Return what a ledger is charged in round `number`: noise that can be drawn again counts as none."""
+    events = round_events(config, number)
+    if config.privacy.noise_seed is None:
+        return events
+    return tuple(dataclasses.replace(event, noise_multiplier=0.0) for event in events)
+
+
 def planned(config: Config) -> tuple[Event, ...]:
     """Return everything that a resolved configuration is charged for at one site, merged."""
     return merge([event for number in range(1, config.rounds + 2) for event in round_events(config, number)])

@@ -88,7 +88,7 @@ def _one_pass(
         if entry.requires_grad:
             entry.register_hook(ratio.mul)  # type: ignore[no-untyped-call]
     unimodal = model.unimodal(embeddings if live else [z.detach() for z in embeddings])
-    loss = _loss(model.fusion(entries, batch.present), unimodal, batch, weights)
+    loss = summed_loss(model.fusion(entries, batch.present), unimodal, batch, weights)
     gradients = iter(torch.autograd.grad(loss, [p for own in blocks.parameters.values() for p in own]))
     # An empty block (an encoder without parameters) is its own gradient.
     return {
@@ -203,7 +203,7 @@ def _backward_to_embeddings(
         term_gradients = _term_gradients(
             terms.loss(fused, unimodal, batch), fusion_parameters, fused_leaf, [] if probe else head_leaf
         )
-    loss = _loss(fused, unimodal, batch, weights)
+    loss = summed_loss(fused, unimodal, batch, weights)
     inputs = [*fusion_parameters, *(p for own in head_parameters for p in own), *fused_leaf]
     if live:
         inputs += head_leaf
@@ -228,7 +228,7 @@ def _term_gradients(
     return own, [a + b for a, b in zip(at_embeddings, gradients, strict=True)] if head_leaf else at_embeddings
 
 
-def _loss(
+def summed_loss(
     fused: Scores, unimodal: Sequence[Scores], batch: MultimodalBatch, weights: Weights | None
 ) -> Tensor:
     """Return the sum of all losses over the records, each with its weight if there are any."""

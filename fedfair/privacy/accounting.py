@@ -94,24 +94,6 @@ def merge(events: Iterable[Event]) -> tuple[Event, ...]:
     return tuple(Event(*mechanism, count) for mechanism, count in sorted(steps.items()))
 
 
-def joint_noise(*sigmas: float) -> float:
-    """Return the multiplier of releases from one and the same sample, ``(sum s^-2)^(-1/2)``.
-
-    They are one subsampled Gaussian, not several: amplification applies once to all of them. One
-    multiplier of 0 makes the result 0.
-
-    Raises
-    ------
-    ConfigError
-        If none is given or one is negative.
-    """
-    if not sigmas or not all(sigma >= 0 for sigma in sigmas):
-        raise ConfigError(f"`sigmas` must be one or more numbers of at least 0, got {sigmas}")
-    if 0 in sigmas:
-        return 0.0
-    return 1.0 / math.hypot(*(1.0 / sigma for sigma in sigmas))
-
-
 def epsilon(events: Iterable[Event], delta: float, accountant: Accountant = "prv") -> float:
     """Return an upper bound of the privacy loss of all events together.
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from fedfair.errors import ConfigError, PrivacyError
 from fedfair.privacy.noise import Noise
@@ -19,18 +19,6 @@ from fedfair.signals import Array, Signals, Variance
 
 SHARES = (0.7, 0.3, 0.0)
 SHARES_WITH_GRADIENTS = (0.5, 0.25, 0.25)
-
-
-class Bounds(Protocol):
-    """What one record was clipped to (`fedfair.measure.RecordBounds`)."""
-
-    @property
-    def loss(self) -> float:
-        """Per head, in nats."""
-
-    @property
-    def gradient(self) -> float | None:
-        """Norm over all heads."""
 
 
 class Units(NamedTuple):
@@ -72,12 +60,6 @@ class Layout:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ConfigError(f"`{name}` must be positive and finite, got {value!r}")
-
-    @classmethod
-    def of(cls, signals: Signals, bounds: Bounds) -> Layout:
-        """Return the layout of signals measured under `bounds`, read from their shape alone."""
-        heads, _, scored = signals.histograms.shape[:3]
-        return cls(heads, scored, bounds.loss, bounds.gradient)
 
     def sensitivity(self, name: str) -> float:
         """Return the L2 distance that one record makes at most in the array `name` of signals.

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fedfair.aggregation import pool
-from fedfair.budget import releases_statistics, round_events
+from fedfair.budget import charges, releases_statistics
 from fedfair.config import Config
 from fedfair.data.schema import Schema
 from fedfair.errors import PrivacyError
@@ -80,8 +80,7 @@ def protect(
         return Protected(updates, train, test, dict.fromkeys(lengths, float(len(updates))))
     if ledger is None:
         raise PrivacyError("`ledger` must be given for site-level privacy, got None")
-    last = round_events(config, config.rounds + 1)
-    ledger.charge(config.name, round_events(config, number), last)
+    ledger.charge(config.name, charges(config, number), charges(config, config.rounds + 1))
     joined = _all_sites(config, schema, number, updates, paths, lengths)
     return Protected([joined], joined.train, test, dict.fromkeys(lengths, float(len(schema.sites))))
 

@@ -13,7 +13,7 @@ from fedfair.batch import MultimodalBatch
 from fedfair.blocks import ParameterBlocks
 from fedfair.data.schema import Schema
 from fedfair.errors import PrivacyError
-from fedfair.gradients import _loss
+from fedfair.gradients import summed_loss
 from fedfair.models import MultimodalModel
 from fedfair.paths import Scales
 from fedfair.privacy.isolation import made_up_batch
@@ -37,7 +37,7 @@ def record_loss(model: MultimodalModel, batch: MultimodalBatch, scales: Scales) 
     embeddings = model.encode(batch)
     unimodal = model.unimodal(embeddings if scales.live else [z.detach() for z in embeddings])
     weights = scales.fused[0, batch.groups], scales.unimodal[:, batch.groups]
-    return _loss(model.fusion(embeddings, batch.present), unimodal, batch, weights)
+    return summed_loss(model.fusion(embeddings, batch.present), unimodal, batch, weights)
 
 
 def single_gradients(

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from fedfair import wire
-from fedfair.budget import releases_statistics, round_events
+from fedfair.budget import charges, releases_statistics, round_events
 from fedfair.coefficients import Coefficients
 from fedfair.config import Config
 from fedfair.data import DataAdapter
@@ -127,17 +127,9 @@ class PrivateSite(Site):
             self._checked = True
         self._declared, self._charged = {}, ()
         if events := round_events(self.config, number):
-            last = round_events(self.config, self.config.rounds + 1)
-            self._ledger.charge(
-                self._run, self._told(events), self._told(last) if number <= self.config.rounds else ()
-            )
+            last = charges(self.config, self.config.rounds + 1) if number <= self.config.rounds else ()
+            self._ledger.charge(self._run, charges(self.config, number), last)
             self._charged = events
-
-    def _told(self, events: tuple[Event, ...]) -> tuple[Event, ...]:
-        """Return what the ledger is charged: noise that can be drawn again is none."""
-        if self.config.privacy.noise_seed is None:
-            return events
-        return tuple(dataclasses.replace(event, noise_multiplier=0.0) for event in events)
 
     def _check_model(self, bench: Workbench) -> None:
         model, blocks, groups = bench.model, bench.blocks, self._num_groups

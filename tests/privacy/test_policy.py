@@ -8,6 +8,7 @@ import pytest
 from flwr.app import Context, RecordDict
 
 from client.app import app as client_app
+from fedfair.budget import charges, round_events
 from fedfair.config import Config, load
 from fedfair.errors import ConfigError, PrivacyError, RunError
 from fedfair.privacy.policy import Policy
@@ -16,6 +17,7 @@ from simulations.grid import InProcessGrid
 from tests.apps.runs import HEART, PRIVATE, SHORT
 
 RELEASED = "privacy.evaluation=released"
+SAMPLE_KEYS = ("sample_rate", "local_steps", "expected_batch", "max_grad_norm")
 
 
 def private(*overrides: str) -> Config:
@@ -81,3 +83,16 @@ def test_the_clients_of_a_run_ask_their_nodes(tmp_path: Path) -> None:
         grid._contexts[2].node_config["max-epsilon"] = 3.0
         with pytest.raises(RunError, match="`privacy.mode` must be sample, as this site asks, got 'off'"):
             server_app(grid, context)
+
+
+@pytest.mark.parametrize("mode", ["sample", "site"])
+def test_noise_that_can_be_drawn_again_is_charged_as_none(mode: str) -> None:
+    constants = ["privacy.target_epsilon=null", "privacy.noise_multiplier=2", RELEASED]
+    constants += ["privacy.statistics.noise_multiplier=9"]
+    if mode == "site":
+        constants += [f"privacy.{key}=null" for key in SAMPLE_KEYS] + ["privacy.mode=site"]
+        constants += ["privacy.clipping_norm=1", "privacy.evaluation=none"]
+    config = load(PRIVATE, constants)
+    assert charges(config, 1) == round_events(config, 1)
+    repeatable = load(PRIVATE, [*constants, "privacy.noise_seed=1"])
+    assert [event.noise_multiplier for event in charges(repeatable, 1)] == [0.0, 0.0]

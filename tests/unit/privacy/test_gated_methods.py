@@ -13,11 +13,11 @@ from fedfair.measure import RecordBounds, measure
 from fedfair.modulation import METHODS, Method
 from fedfair.privacy.gate import settle
 from fedfair.privacy.noise import Noise
-from fedfair.privacy.release import Layout, release
+from fedfair.privacy.release import release
 from fedfair.signals import Array, Signals
 from tests.oracles.cohort import GROUPS, WIDTHS, cohort, partition, small_model
 from tests.unit.modulation.cases import CASES, answer, assert_valid
-from tests.unit.privacy.worlds import BINS, HEADS, noised, world
+from tests.unit.privacy.worlds import BINS, HEADS, layout_of, noised, world
 
 by_classes = pytest.mark.parametrize("classes", [2, 3])
 
@@ -32,7 +32,7 @@ def rounds_of(
         model, sites = small_model(classes, seed=r + 1), []
         for k, records in enumerate(partition(cohort(classes=classes), 5)):
             exact = measure(model, records, GROUPS, BINS, 512, method.needs_head_gradients, bounds)
-            sites += release([exact], Layout.of(exact, bounds), sigma, Noise.fixed(seed, r, k))
+            sites += release([exact], layout_of(exact, bounds), sigma, Noise.fixed(seed, r, k))
         rounds.append(settle(reduce(Signals.__add__, sites)))
     return rounds
 

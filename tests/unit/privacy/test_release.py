@@ -17,6 +17,7 @@ from fedfair.privacy.noise import Noise
 from fedfair.privacy.release import Layout, release
 from fedfair.signals import Array, Signals
 from tests.oracles.cohort import GROUPS, cohort, small_model
+from tests.unit.privacy.worlds import layout_of
 
 BINS = 8
 # Small, so that most records reach both bounds and the sensitivity is attained.
@@ -106,7 +107,7 @@ def test_one_record_moves_a_release_by_its_sensitivity(classes: int, gradients: 
     bounds = BOUNDS if gradients else RecordBounds(BOUNDS.loss)
     model = small_model(classes)
     whole = measure(model, records, GROUPS, BINS, 512, gradients, bounds)
-    layout = Layout.of(whole, bounds)
+    layout = layout_of(whole, bounds)
     units = layout.units()
     worst, joint = dict.fromkeys(arrays(whole), 0.0), 0.0
     for fewer in neighbours(records):
@@ -152,7 +153,7 @@ def parts_of(classes: int) -> list[Signals]:
 def test_every_cell_of_all_parts_has_noise_of_its_own_and_of_the_stated_scale(classes: int) -> None:
     parts, sigma, repetitions = parts_of(classes), 2.5, 400
     assert not parts[0].counts[:, 1].any(), "an empty group"
-    layout = Layout.of(parts[0], BOUNDS)
+    layout = layout_of(parts[0], BOUNDS)
     drawn: dict[tuple[int, str], list[Array]] = {}
     for repetition in range(repetitions):
         released = release(parts, layout, sigma, Noise.fixed(5, "release", repetition))
@@ -179,7 +180,7 @@ def test_every_cell_of_all_parts_has_noise_of_its_own_and_of_the_stated_scale(cl
 @both_class_counts
 def test_nothing_exact_is_returned(classes: int) -> None:
     parts = parts_of(classes)
-    released = release(parts, Layout.of(parts[0], BOUNDS), 1.0, Noise.fixed(0))
+    released = release(parts, layout_of(parts[0], BOUNDS), 1.0, Noise.fixed(0))
     for exact, noised in zip(parts, released, strict=True):
         for name, value in arrays(noised).items():
             assert (value != getattr(exact, name)).all(), name
@@ -193,7 +194,7 @@ def test_nothing_exact_is_returned(classes: int) -> None:
 def test_no_noise_returns_the_signals(classes: int) -> None:
     parts = parts_of(classes)
     for exact, same in zip(
-        parts, release(parts, Layout.of(parts[0], BOUNDS), 0.0, Noise.fixed(0)), strict=True
+        parts, release(parts, layout_of(parts[0], BOUNDS), 0.0, Noise.fixed(0)), strict=True
     ):
         assert same.variance == (0.0, 0.0, 0.0)
         for name, value in arrays(same).items():
@@ -202,14 +203,14 @@ def test_no_noise_returns_the_signals(classes: int) -> None:
 
 def test_noise_of_sites_adds_up() -> None:
     parts = parts_of(2)
-    layout = Layout.of(parts[0], BOUNDS)
+    layout = layout_of(parts[0], BOUNDS)
     one, other = (release(parts[:1], layout, sigma, Noise.fixed(1, sigma))[0] for sigma in (3, 4))
     assert (one + other).variance == pytest.approx([25 * unit**2 for unit in layout.units()])
 
 
 def test_what_is_no_release_is_refused() -> None:
     parts, noise = parts_of(2), Noise.fixed(0)
-    layout = Layout.of(parts[0], BOUNDS)
+    layout = layout_of(parts[0], BOUNDS)
     for sigma in (-1.0, np.nan, np.inf):
         with pytest.raises(PrivacyError, match="sigma"):
             release(parts, layout, sigma, noise)

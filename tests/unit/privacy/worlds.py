@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import stats
 
+from fedfair.measure import RecordBounds
 from fedfair.metrics import macro_auc
 from fedfair.modulation._dual_mimo import relative_losses
 from fedfair.privacy.noise import Noise
@@ -59,3 +60,9 @@ def gaps(signals: Signals) -> tuple[Array, Array]:
         macro_auc(signals.histograms) - macro_auc(pool.histograms),
         relative_losses(signals) - relative_losses(pool),
     )
+
+
+def layout_of(signals: Signals, bounds: RecordBounds) -> Layout:
+    """Return the layout of signals measured under `bounds`."""
+    heads, _, scored = signals.histograms.shape[:3]
+    return Layout(heads, scored, bounds.loss, bounds.gradient)

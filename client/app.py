@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
-from numpy.typing import NDArray
 
+from client.journal import Journal, Spent
+from client.records import brought, wrapped
+from client.secure import SECURE, Sealed
 from fedfair import wire
-from fedfair.budget import ledger_folder, site_ledger
+from fedfair.budget import site_ledger
 from fedfair.config import Config, parse_json
-from fedfair.data import open_dataset
-from fedfair.errors import ConfigError, PrivacyBudgetExhausted, RunError, nearest
-from fedfair.privacy.edge import Discreet
+from fedfair.data import DataAdapter, Schema, SiteRecords, open_dataset
+from fedfair.errors import ConfigError, InconsistentUpdates, PrivacyBudgetExhausted, RunError, nearest
 from fedfair.privacy.policy import Policy
 from fedfair.provenance import source_digest
+from fedfair.secure import SecureLayouts
 from fedfair.site import Site, Workbench
 
 app = ClientApp()
@@ -58,13 +59,32 @@ def evaluate(message: Message, context: Context) -> Message:
     return _answer(message, context, lambda site, bench: wire.pack_update(site.assess(bench, download)))
 
 
+@app.evaluate("validation")
+def validate(message: Message, context: Context) -> Message:
+    """Measure the last model as a round would have, so that it can be compared with those before."""
+    download = _download(message)
+    return _answer(message, context, lambda site, bench: wire.pack_update(site.validate(bench, download)))
+
+
+@app.query("secure")
+def prepare(message: Message, context: Context) -> Message:
+    """Prepare a secure sum, or open the last one; nothing of the records is in it."""
+    return _answer(message, context, lambda *_: {})
+
+
 class _Run:
     """What a process keeps of one run: the data, the model it trains, the sites it has played."""
 
     def __init__(self, config: Config, run: str, policy: Policy) -> None:
         self.config, self.run, self.policy = config, run, policy
-        self.adapter = open_dataset(config.data.name, config.data.path, config.data.options, config.seed)
+        # Only a file of the site's own belongs to it alone.
+        owner = policy.site if policy.data else None
+        self.adapter = open_dataset(
+            config.data.name, policy.path(config), config.data.options, config.seed, owner
+        )
+        policy.check_schema(self.adapter.schema)
         self.bench = Workbench(config, self.adapter.schema)
+        self.layouts = SecureLayouts(config, self.adapter.schema, self.bench)
         self._sites: dict[str, Site] = {}
 
     def site(self, name: str) -> Site:
@@ -74,13 +94,39 @@ class _Run:
         return self._sites[name]
 
     def _open(self, name: str) -> Site:
+        if self.config.privacy.on:
+            return self._open_private(name, _Enough(self.adapter, self.policy))
+        site = Site(name, self.config, self.adapter)
+        if self.policy.min_records and (counts := site.survey.train_counts) is not None:
+            self.policy.check_records(name, int(counts[0].sum()), private=False)
+        return site
+
+    def _open_private(self, name: str, adapter: DataAdapter) -> Site:
         if self.config.privacy.mode != "sample":
-            return Site(name, self.config, self.adapter)
+            return Site(name, self.config, adapter)
         from fedfair.privacy.site import PrivateSite
 
-        folder = self.policy.ledger or ledger_folder(self.config)
-        ledger = site_ledger(self.config, folder, name, self.policy.max_epsilon, self.policy.dataset)
-        return PrivateSite(name, self.config, self.adapter, ledger, self.run)
+        folder, dataset = self.policy.account(self.config)
+        ledger = site_ledger(self.config, folder, name, self.policy.max_epsilon, dataset)
+        return PrivateSite(name, self.config, adapter, ledger, self.run)
+
+
+class _Enough:
+    """Data of which a site gives nothing to a private run unless all of it are enough."""
+
+    def __init__(self, adapter: DataAdapter, policy: Policy) -> None:
+        self._adapter, self._policy = adapter, policy
+
+    @property
+    def schema(self) -> Schema:
+        """The schema shared by all sites."""
+        return self._adapter.schema
+
+    def load(self, site: str) -> SiteRecords:
+        """Return the records of `site`; raise `PrivacyError` when they are too few."""
+        records = self._adapter.load(site)
+        self._policy.check_records(site, len(records), private=True)
+        return records
 
 
 @lru_cache(maxsize=1)
@@ -91,64 +137,89 @@ def _run(run_id: int, config_json: str, run: str, policy: Policy) -> _Run:
 
 
 def _answer(message: Message, context: Context, work: Work) -> Message:
+    policy = Policy.of(context.node_config)
+    journal = Journal(policy.audit, message)
+    with journal.refusals():
+        upload = _worked(message, context, policy, work)
+    upload.said |= journal.leaves(upload.arrays, upload.spent)
+    return _reply(message, upload)
+
+
+@dataclass
+class _Upload:
+    """All that leaves the site with an answer, and how to learn what the site has spent."""
+
+    said: dict[str, str | int]
+    arrays: wire.Arrays
+    spent: Spent
+    secure: dict[str, bytes] = field(default_factory=dict)
+
+
+def _worked(message: Message, context: Context, policy: Policy, work: Work) -> _Upload:
     told = message.content.config_records["run"]
     _check_source(str(told["source"]))
     # More than one thread would change the order of sums, hence bits.
     torch.set_num_threads(1)
     config = parse_json(str(told["config"]))
-    policy = Policy.of(context.node_config)
     policy.check(config)
-    with Discreet(f"of node {context.node_id}") if config.privacy.on else contextlib.nullcontext():
+    with policy.discretion(config, policy.site or f"of node {context.node_id}"):
         run = _run(context.run_id, str(told["config"]), str(told["run"]), policy)
-    name = _site_name(context, run.adapter.schema.sites)
-    arrays: wire.Arrays = {}
-    said = {"name": name, "schema": run.adapter.schema.digest()}
-    with contextlib.ExitStack() as stack:
-        if config.privacy.on:
-            stack.enter_context(Discreet(name))
+    name = _site_name(context, policy, run.adapter.schema.sites)
+    said: dict[str, str | int] = {"name": name, "schema": run.adapter.schema.digest()}
+    with policy.discretion(config, name):
+        site = run.site(name)
+        upload = _Upload(said, {}, site.spent)
         try:
-            site = run.site(name)
-            arrays = work(site, run.bench)
+            upload.arrays = work(site, run.bench)
             # The one gate through which anything of a private site leaves.
-            site.guard(arrays)
+            site.guard(upload.arrays)
         except PrivacyBudgetExhausted as stop:
-            arrays, said["exhausted"] = {}, str(stop)
+            upload.arrays, said["exhausted"] = {}, str(stop)
+        if config.secure.enabled:
+            sealed = Sealed(message, context, config, policy, name, run.adapter.schema.sites)
+            upload.arrays = sealed.upload(upload.arrays, run.layouts)
+            upload.secure = sealed.said
+        return upload
+
+
+def _reply(message: Message, upload: _Upload) -> Message:
+    """Return the answer: all that leaves the site but the text of an error."""
     content = RecordDict(
         {
-            "arrays": ArrayRecord({key: _wrap(value) for key, value in arrays.items()}),
-            "site": ConfigRecord({**said}),
+            "arrays": wrapped(upload.arrays),
+            "site": ConfigRecord({**upload.said}),
         }
     )
+    if upload.secure:
+        content[SECURE] = ConfigRecord({**upload.secure})
     return Message(content, reply_to=message)
 
 
-def _wrap(value: NDArray[np.generic]) -> Array:
-    return Array(value.dtype.name, value.shape, "numpy.ndarray", wire.to_bytes(value))
-
-
 def _download(message: Message) -> wire.Download:
-    record = message.content.array_records["arrays"]
-    arrays = {key: wire.from_bytes(value.data, value.dtype, value.shape) for key, value in record.items()}
-    return wire.unpack_download(arrays)
+    if (found := brought(message.content)) is None:
+        raise InconsistentUpdates("a message must bring a model, got none")
+    return found
 
 
-def _site_name(context: Context, sites: Sequence[str]) -> str:
-    """Return this node's site: `site` of its node config, or the partition's place in the schema.
+def _site_name(context: Context, policy: Policy, sites: Sequence[str]) -> str:
+    """Return this node's site: `site` of its settings, or the partition's place in the schema.
 
     Raises
     ------
     RunError
         If the number of virtual nodes is not the number of sites.
     ConfigError
-        If the node config names no site of the data.
+        If the node names no site of the data, or has neither name nor number.
     """
-    if "site" in context.node_config:
-        name = str(context.node_config["site"])
-        if name not in sites:
+    if policy.site is not None:
+        if policy.site not in sites:
             raise ConfigError(
-                f"`site` of the node must be one of the data's sites, got {name!r}{nearest(name, sites)}"
+                f"`site` of the node must be one of the data's sites, got {policy.site!r}"
+                f"{nearest(policy.site, sites)}"
             )
-        return name
+        return policy.site
+    if "partition-id" not in context.node_config:
+        raise ConfigError(f"`site` of the node must be one of {list(sites)}, got none")
     nodes = int(str(context.node_config["num-partitions"]))
     if nodes != len(sites):
         raise RunError(

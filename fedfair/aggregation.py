@@ -104,7 +104,10 @@ def check_update(
             )
         # A sum is finite only if all its terms are, short of an overflow worth refusing too.
         if not np.isfinite(value.sum()):
-            raise InconsistentUpdates(f"`{key}` of site {update.site} must be finite, got NaN or infinity")
+            raise InconsistentUpdates(
+                f"`{key}` of site {update.site} must be finite, got NaN or infinity; "
+                "a lower `training.learning_rate` may help"
+            )
 
 
 def combine(

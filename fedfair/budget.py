@@ -20,9 +20,9 @@ from fedfair.privacy.settings import statistics_event, training_event
 from fedfair.privacy.site_level import feasibility
 
 SAMPLE_UNIT = "one patient (one record) of one site"
-TRAINING_UNIT = "one training patient (one record) of one site (test patients are not protected)"
+TRAINING_UNIT = "one training patient (one record) of one site ({} patients are not protected)"
 SITE_UNIT = "all records of one site"
-SITE_TRAINING_UNIT = "all training records of one site (test figures are not protected)"
+SITE_TRAINING_UNIT = "all training records of one site ({} figures are not protected)"
 SITE_RELATION = "emptying one site (who takes part is public)"
 
 
@@ -30,8 +30,12 @@ def unit(config: Config) -> str:
     """Return whom the promise is about."""
     exact = config.privacy.evaluation == "exact"
     if config.privacy.mode == "site":
-        return SITE_TRAINING_UNIT if exact else SITE_UNIT
-    return TRAINING_UNIT if exact else SAMPLE_UNIT
+        return SITE_TRAINING_UNIT.format(_measured_on(config)) if exact else SITE_UNIT
+    return TRAINING_UNIT.format(_measured_on(config)) if exact else SAMPLE_UNIT
+
+
+def _measured_on(config: Config) -> str:
+    return "validation and test" if config.data.validation_fraction else "test"
 
 
 def releases_statistics(config: Config, number: int) -> bool:
@@ -205,7 +209,8 @@ def notices(config: Config, sites: int, values: int) -> list[str]:
         said.append(f"NOT PRIVATE: {privacy.not_private}")
     if privacy.on and privacy.evaluation == "exact":
         said.append(
-            "test records are not protected: their figures leave exactly (`privacy.evaluation: exact`)"
+            f"{_measured_on(config)} records are not protected: their figures leave exactly "
+            "(`privacy.evaluation: exact`)"
         )
     if privacy.mode == "sample" and (privacy.target_delta or 0) * (privacy.expected_batch or 0) >= (
         privacy.sample_rate or 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,115 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from fedfair.errors import ConfigError, nearest
-from fedfair.local import LocalTraining
 from fedfair.modulation import METHODS, FedAvg, Method
 from fedfair.plain import build, read_yaml
 from fedfair.privacy.settings import PrivacyConfig
-
-MODES = ("gradient", "update", "weights")
-SPLITS = ("stratified", "hashed")
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Which data, and which attribute is modulated.
-
-    `name` is heart, synthetic, csv or package.module:factory; `options` go to the adapter.
-    `synthetic` says that a table or an adapter of your own holds made-up records, so that the report
-    says it too. `split` stratified keeps the strata's shares; hashed decides each record by itself,
-    as privacy needs (null: hashed under privacy). `ranges` gives [low, high] of numeric columns as
-    public knowledge; they then standardise by it, and by nothing that the records tell.
-    """
-
-    name: str = "heart"
-    attribute: str = "sex"
-    path: str | None = None
-    test_fraction: float = 0.35
-    synthetic: bool = False
-    split: str | None = None
-    ranges: Mapping[str, Any] = field(default_factory=dict)
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        _require(0 < self.test_fraction < 1, "data.test_fraction", "in (0, 1)", self.test_fraction)
-        _require(self.split in (None, *SPLITS), "data.split", f"one of {SPLITS}", self.split)
-        for column, ends in self.ranges.items():
-            good = isinstance(ends, list | tuple) and len(ends) == 2 and all(map(_is_number, ends))
-            _require(good and ends[0] < ends[1], f"data.ranges.{column}", "[low, high]", ends)
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """Which model: late_fusion or package.module:factory; `options` go to its factory."""
-
-    name: str = "late_fusion"
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class TrainingConfig(LocalTraining):
-    """How sites train, and what they send.
-
-    `mode` gradient: one exact step on all records; update: local epochs, one row per group, the
-    server recombines with fresh coefficients; weights: local epochs along last round's
-    coefficients, no group rows. `group_rows` names the blocks that send group rows ("all" or a
-    list such as [fusion, encoder/ecg]). `split_rows` keeps the gradients of unimodal losses and terms apart
-    (null: in gradient mode only). `exchanges` 2 asks for the signals first, so that coefficients
-    are never one round old.
-    """
-
-    group_rows: str | Sequence[str] = "all"
-    split_rows: bool | None = None
-    exchanges: int = 1
-    dtype: str = "float32"
-    device: str = "auto"
-
-    def __post_init__(self) -> None:
-        """Check names and ranges."""
-        _require(self.mode in MODES, "training.mode", f"one of {MODES}", self.mode)
-        for name in ("local_epochs", "batch_size", "chunk_size"):
-            _require(getattr(self, name) >= 1, f"training.{name}", "at least 1", getattr(self, name))
-        _require(self.learning_rate > 0, "training.learning_rate", "positive", self.learning_rate)
-        _require(0 <= self.momentum < 1, "training.momentum", "in [0, 1)", self.momentum)
-        _require(self.exchanges in (1, 2), "training.exchanges", "1 or 2", self.exchanges)
-        _require(self.dtype in ("float32", "float64"), "training.dtype", "float32 or float64", self.dtype)
-        if isinstance(self.group_rows, str):
-            _require(self.group_rows == "all", "training.group_rows", '"all" or a list', self.group_rows)
-
-
-@dataclass(frozen=True)
-class ServerConfig:
-    """How the server aggregates; a round with fewer than `min_sites` answers ends the run."""
-
-    learning_rate: float = 1.0
-    momentum: float = 0.0
-    min_sites: int = 1
-    round_timeout: float = 3600.0
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        _require(self.learning_rate > 0, "server.learning_rate", "positive", self.learning_rate)
-        _require(0 <= self.momentum < 1, "server.momentum", "in [0, 1)", self.momentum)
-        _require(self.min_sites >= 1, "server.min_sites", "at least 1", self.min_sites)
-        _require(self.round_timeout > 0, "server.round_timeout", "positive seconds", self.round_timeout)
-
-
-@dataclass(frozen=True)
-class ReportConfig:
-    """How results are assessed: score bins, smallest class count of a group AUC, resamples."""
-
-    bins: int = 128
-    group_min: int = 10
-    resamples: int = 1000
-    baseline: str = "fedavg"
-
-    def __post_init__(self) -> None:
-        """Check the ranges; an even number of bins has an edge at the threshold 0.5."""
-        _require(self.bins >= 2 and self.bins % 2 == 0, "report.bins", "even and at least 2", self.bins)
-        _require(self.group_min >= 1, "report.group_min", "at least 1", self.group_min)
-        _require(self.resamples >= 1, "report.resamples", "at least 1", self.resamples)
-        _require(self.baseline in METHODS, "report.baseline", f"one of {sorted(METHODS)}", self.baseline)
+from fedfair.sections import (
+    DataConfig,
+    ModelConfig,
+    ReportConfig,
+    SecureConfig,
+    ServerConfig,
+    TrainingConfig,
+    require,
+)
 
 
 @dataclass(frozen=True)
@@ -137,18 +41,27 @@ class Config:
     server: ServerConfig = field(default_factory=ServerConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
     privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
+    secure: SecureConfig = field(default_factory=SecureConfig)
 
     def __post_init__(self) -> None:
         """Check the name and the ranges."""
-        _require(self.rounds >= 1, "rounds", "at least 1", self.rounds)
-        _require(
+        require(self.rounds >= 1, "rounds", "at least 1", self.rounds)
+        require(
             self.name != "" and all(c.isalnum() or c in "-_." for c in self.name) and self.name[0] != ".",
             "name",
             "letters, digits, - _ and . (it names a folder)",
             self.name,
         )
+        _check_choice(self)
         if self.privacy.on:
             _check_private(self)
+        if self.secure.enabled:
+            require(
+                self.privacy.mode != "site",
+                "secure.enabled",
+                "false under `privacy.mode` site: the server then clips each site's update, and must see it",
+                True,
+            )
 
     @property
     def split(self) -> str:
@@ -173,9 +86,13 @@ class Config:
         return plain
 
     def to_json(self) -> str:
-        """Return the JSON that `parse_json` reads back."""
+        """Return the JSON that `parse_json` reads back, one text for equal configurations."""
         # Not sorted: the order of modalities, classes and groups in the options is meant.
         return json.dumps(self.to_dict())
+
+    def digest(self) -> str:
+        """Return the SHA-256 of `to_json` in hex, which tells whether two configurations are one."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -256,45 +173,50 @@ def _parse_method(plain: object) -> Method:
     return method
 
 
+def _check_choice(config: Config) -> None:
+    """Refuse to choose a model by records that must tell how good the chosen one is, or by none."""
+    if (monitor := config.server.monitor) is None:
+        return
+    if not config.data.validation_fraction:
+        raise ConfigError(
+            f"`data.validation_fraction` must be above 0 where `server.monitor` {monitor} chooses a model, "
+            "got 0: choosing by test records would flatter the result"
+        )
+    if config.privacy.on and config.privacy.evaluation == "none" and monitor != "train_loss":
+        raise ConfigError(
+            f"`server.monitor` must be train_loss where `privacy.evaluation` is none, got {monitor!r}"
+        )
+
+
 def _check_private(config: Config) -> None:
     """Refuse what would make a release depend on more than one record's bounded part."""
-    mode, training = config.privacy.mode, config.training
+    mode, training, least = config.privacy.mode, config.training, config.server.min_group_records
     for condition, key, wanted, value in (
         (config.split == "hashed", "data.split", "hashed: strata depend on all records", config.split),
         (training.exchanges == 1, "training.exchanges", "1: coefficients rest between releases", 2),
         (training.mode != "gradient", "training.mode", "update or weights", training.mode),
         (not training.split_rows, "training.split_rows", "false: a record is clipped once", True),
+        (least == 0, "server.min_group_records", "0: nobody may know who holds how many", least),
     ):
-        _require(condition, key, f"{wanted} under `privacy.mode` {mode}", value)
+        require(condition, key, f"{wanted} under `privacy.mode` {mode}", value)
     statistics = config.method.modulates or config.privacy.evaluation == "released"
     if statistics and config.privacy.target_epsilon is None:
-        _require(
+        require(
             config.privacy.statistics.noise_multiplier is not None,
             "privacy.statistics.noise_multiplier",
             "given beside `privacy.noise_multiplier`, since only a target_epsilon can be shared out",
             None,
         )
     if config.privacy.engine == "opacus":
-        _require(mode == "sample", "privacy.engine", "functional in mode site", "opacus")
-        _require(
+        require(mode == "sample", "privacy.engine", "functional in mode site", "opacus")
+        require(
             config.privacy.clipping == "flat",
             "privacy.clipping",
             "flat for engine opacus",
             config.privacy.clipping,
         )
         rows = config.method.modulates and training.mode != "weights"
-        _require(
-            not rows, "training.mode", "weights for engine opacus: it keeps no group rows", training.mode
-        )
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _require(condition: bool, key: str, wanted: str, value: object) -> None:
-    if not condition:
-        raise ConfigError(f"`{key}` must be {wanted}, got {value!r}")
+        require(not rows, "training.mode", "weights for engine opacus: it keeps no group rows", training.mode)
 
 
 def _near_file(path: Path) -> str:

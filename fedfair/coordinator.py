@@ -7,7 +7,6 @@ moves the model. A round is committed as a whole or not at all.
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -21,7 +20,7 @@ from fedfair.config import Config
 from fedfair.data.checks import check_coverage
 from fedfair.data.encode import FeatureSums, add_feature_sums, moments, public_moments
 from fedfair.data.schema import Schema
-from fedfair.errors import ConfigError, DataError, InconsistentUpdates, RunError, nearest
+from fedfair.errors import ConfigError, DataError, RoundRefused, RunError, nearest
 from fedfair.local import SiteUpdate
 from fedfair.modulation import Modulation
 from fedfair.paths import Path
@@ -33,7 +32,6 @@ from fedfair.signals import Signals
 from fedfair.wire import Download, Survey
 
 Vector = NDArray[np.floating]
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -132,19 +130,34 @@ class Coordinator:
         """
         if self.config.privacy.on:
             return
+        if self.config.secure.enabled and self.moments:
+            return  # a sum over the sites that answer now has no digest to compare
         found = {site: surveys[site].digest() for site in sorted(surveys)}
         if self.surveyed:
-            for site, digest in found.items():
-                if self.surveyed.get(site, digest) != digest:
-                    raise DataError(
-                        f"site {site} must have the records that the run began with, got others; "
-                        "start a new run"
-                    )
+            for site in found:
+                self.welcome(site, surveys[site])
             return
         counted = [survey.train_counts for survey in surveys.values() if survey.train_counts is not None]
         check_coverage(self.schema, np.sum(counted, axis=0))
         sums: FeatureSums = reduce(add_feature_sums, [surveys[site].features for site in found])
         self.moments, self.surveyed = moments(sums), found
+
+    def welcome(self, site: str, survey: Survey) -> None:
+        """Let a site take part that was not there when the moments were pooled, or is back.
+
+        Raises
+        ------
+        DataError
+            If it took part before, with other records.
+        """
+        if self.config.privacy.on:
+            return
+        digest = survey.digest()
+        if self.surveyed.get(site, digest) != digest:
+            raise DataError(
+                f"site {site} must have the records that the run began with, got others; start a new run"
+            )
+        self.surveyed = {**self.surveyed, site: digest}
 
     def download(self) -> Download:
         """Return what the next round sends to every site."""
@@ -153,37 +166,49 @@ class Coordinator:
     @property
     def values(self) -> int:
         """Values that one site sends for the model in a round."""
-        groups = len(self.schema.attributes[self.config.data.attribute])
-        paths = self.plan.paths(self.modalities, self.coefficients.live, bool(self.terms))
-        return sum(self._lengths[p.block] * (groups if p.grouped else 1) for p in paths)
+        groups = len(self._groups)
+        return sum(self._lengths[p.block] * (groups if p.grouped else 1) for p in self._paths)
 
     def refresh(self, signals: Signals) -> None:
         """Choose this round's coefficients before training (two exchanges per round)."""
         self._fresh = self.config.method.modulate(signals, self.memory)
         self.coefficients, self.terms = self._fresh.coefficients, self._fresh.terms
 
-    def commit(self, updates: Sequence[SiteUpdate]) -> Committed:
-        """Check all updates, choose the coefficients, move the model; all or nothing.
-
-        Parameters
-        ----------
-        updates : Sequence[SiteUpdate]
-            In any order; they are summed in the order of the site names.
+    def check(self, update: SiteUpdate) -> None:
+        """Refuse an update that would poison the sum.
 
         Raises
         ------
         InconsistentUpdates
-            If an update is refused.
+            Naming the site and the array.
+        """
+        groups, private = len(self._groups), self.config.privacy.mode == "sample"
+        check_update(update, self._paths, self.modalities, self._lengths, groups, private)
+
+    def commit(self, updates: Sequence[SiteUpdate]) -> Committed:
+        """Choose the coefficients and move the model by checked updates; all or nothing.
+
+        Parameters
+        ----------
+        updates : Sequence[SiteUpdate]
+            Each passed `check`. In any order; they are summed in the order of the site names.
+
+        Raises
+        ------
+        InconsistentUpdates
+            If the updates do not fit together, or there is none.
+        RoundRefused
+            If a group has fewer training records than `server.min_group_records`.
         RunError
             If the new model is not finite; the last checkpoint holds the one before.
         """
         ordered = sorted(updates, key=lambda update: update.site)
-        paths = self.plan.paths(self.modalities, self.coefficients.live, bool(self.terms))
-        ordered = self._checked(ordered, paths)
+        paths = self._paths
         protected = protect(
             self.config, self.schema, self.round + 1, ordered, paths, self._lengths, self.ledger
         )
         train, test = protected.train, protected.test
+        self._check_groups(train)
         modulation = self._modulation(train)
         combine(
             self.model,
@@ -228,28 +253,30 @@ class Coordinator:
     def _lengths(self) -> dict[str, int]:
         return {name: len(value) for name, value in self.model.items()}
 
-    def _checked(self, updates: Sequence[SiteUpdate], paths: Sequence[Path]) -> list[SiteUpdate]:
-        """Return the updates that can be summed: all of them, or the round fails.
+    @property
+    def _paths(self) -> Sequence[Path]:
+        return self.plan.paths(self.modalities, self.coefficients.live, bool(self.terms))
 
-        Under site-level privacy a round that failed for one site's data would tell of them: its update
-        then counts as no change.
-        """
-        groups, mode = len(self.schema.attributes[self.config.data.attribute]), self.config.privacy.mode
-        kept = []
-        for update in updates:
-            try:
-                check_update(update, paths, self.modalities, self._lengths, groups, mode == "sample")
-                kept.append(update)
-            except InconsistentUpdates:
-                if mode != "site" or len(updates) == 1:
-                    raise
-                logger.exception("the update of site %s counts as no change", update.site)
-        return kept
+    @property
+    def _groups(self) -> tuple[str, ...]:
+        return self.schema.attributes[self.config.data.attribute]
+
+    def _check_groups(self, train: Signals | None) -> None:
+        """Refuse a round in which a group has too few records to be heard."""
+        wanted = self.config.server.min_group_records
+        if train is None or not wanted:
+            return
+        for group, records in zip(self._groups, train.counts[0].sum(-1), strict=True):
+            if records < wanted:
+                raise RoundRefused(
+                    f"group {group!r} must have at least {wanted} training records at the sites that "
+                    f"answered (`server.min_group_records`), got {records:g}"
+                )
 
     def _initial_coefficients(self) -> Coefficients:
         """Return the method's coefficients before any signal is known."""
         heads, classes = len(self.modalities) + 1, len(self.schema.classes)
-        groups = len(self.schema.attributes[self.config.data.attribute])
+        groups = len(self._groups)
         scored = 1 if classes == 2 else classes
         empty = Signals(
             np.zeros((heads, groups, classes)),

@@ -34,12 +34,20 @@ class RunError(FedfairError):
     """A run that cannot start or go on: its folder exists, too few sites answered, a site failed."""
 
 
+class RoundRefused(RunError):
+    """A round that is not committed: too few sites, or too few records of a group, answered in it."""
+
+
 class PrivacyError(FedfairError):
     """A release that the site refuses: undeclared, not accounted for, or beyond what was agreed."""
 
 
 class PrivacyBudgetExhausted(PrivacyError):
     """A release that would spend more privacy budget than the site has declared as its cap."""
+
+
+class AuditError(FedfairError):
+    """An audit log that is not as it was written, or an entry that has no place in one."""
 
 
 class MissingDependency(FedfairError):

@@ -71,6 +71,7 @@ class SiteUpdate:
     rows: Mapping[str, NDArray[np.floating]]
     train: Signals | None
     test: Signals | None
+    sites: int = 1
 
 
 def block_records(signals: Signals, modalities: tuple[str, ...], block: str) -> float:

@@ -10,6 +10,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import yaml
 
 from fedfair.errors import ConfigError, nearest
@@ -112,3 +113,16 @@ def first_difference(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "
             return f"{prefix}{key}"
     # Options name modalities, classes and groups in an order that counts.
     return None if list(a) == list(b) else f"{prefix}(order of keys)"
+
+
+def to_plain(value: object) -> object:
+    """Return JSON data: arrays become lists, NaN and infinities (not estimable) become None."""
+    if isinstance(value, np.ndarray | np.generic):
+        return to_plain(value.tolist())
+    if isinstance(value, Mapping):
+        return {str(k): to_plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_plain(v) for v in value]
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value

@@ -1,13 +1,11 @@
-"""The record of one run: a line per round, an atomic checkpoint, the final evaluation."""
+"""The record of one run: a line per round, checkpoints, the final evaluation, the model."""
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,42 +14,20 @@ import torch
 import yaml
 from numpy.typing import NDArray
 
-from fedfair.assessment import EXACT, assess, mean_loss
-from fedfair.coefficients import Coefficients, FairnessTerm, LossTerms
+from fedfair.assessment import EXACT, assess, json_safe, mean_loss
+from fedfair.checkpoint import CheckpointStore
+from fedfair.checkpoint import Made as Made  # noqa: PLC0414, part of a record: the apps take it from here
+from fedfair.coefficients import Coefficients
 from fedfair.config import Config
-from fedfair.coordinator import Coordinator
 from fedfair.data.schema import Schema
-from fedfair.errors import RunError
-from fedfair.plain import first_difference
+from fedfair.files import append_line, write_atomically
+from fedfair.plain import to_plain
 from fedfair.resolution import resolved_auc
 from fedfair.signals import Signals
-from fedfair.wire import has_signals, pack_signals, unpack_signals
 
-ROUNDS, EVALUATION, CHECKPOINT = "rounds.jsonl", "evaluation.npz", "checkpoint.npz"
+ROUNDS, EVALUATION, CHECKPOINTS = "rounds.jsonl", "evaluation.npz", "checkpoints"
 MODEL, MOMENTS, PRIVACY = "model.pt", "moments.npz", "privacy.json"
-ASKED = "asked.txt"
-
-
-@dataclass(frozen=True)
-class Made:
-    """What made a model; empty for the initial one.
-
-    Attributes
-    ----------
-    coefficients : Mapping[str, Any] | None
-        The coefficients that were applied.
-    diagnostics : Mapping[str, Any]
-        What produced the round's coefficients.
-    sites : Sequence[str]
-        Sites that took part.
-    failed : Mapping[str, str]
-        Nodes that failed, with their own error text.
-    """
-
-    coefficients: Mapping[str, Any] | None = None
-    diagnostics: Mapping[str, Any] = field(default_factory=dict)
-    sites: Sequence[str] = ()
-    failed: Mapping[str, str] = field(default_factory=dict)
+ASKED, OUTCOME = "asked.txt", "outcome.json"
 
 
 @dataclass(frozen=True)
@@ -65,8 +41,8 @@ class RoundRecord:
     train_loss : float
         Pooled mean cross-entropy of the fused head on training records, in nats; NaN if not known.
     test : Mapping[str, Any]
-        Metrics by the modulated attribute on the pooled test records, with counts; empty if nothing
-        was released.
+        Metrics by the modulated attribute on the pooled test records (validation records, if there are
+        any), with counts; empty if nothing was released.
     made : Made
         What made the model.
     seconds : float
@@ -82,7 +58,7 @@ class RoundRecord:
     def to_json(self) -> str:
         """Return one line of JSON; NaN (not estimable) becomes null."""
         flat = {k: v for k, v in vars(self).items() if k != "made"} | vars(self.made)
-        return json.dumps(_plain(flat), allow_nan=False)
+        return json.dumps(to_plain(flat), allow_nan=False)
 
 
 def train_loss(signals: Signals | None) -> float:
@@ -94,18 +70,37 @@ def test_metrics(
     config: Config, schema: Schema, pooled: Signals, by_site: Mapping[str, Signals]
 ) -> dict[str, Any]:
     """Return the metrics of one model on the pooled test records, and each site's AUC."""
-    cells = tuple(len(groups) for groups in schema.attributes.values())
-    axis = list(schema.attributes).index(config.data.attribute)
-    table = assess(pooled, cells, axis, config.report.group_min)
-    groups = schema.attributes[config.data.attribute]
-    return {
-        **table.to_dict(tuple(schema.modalities), groups),
-        "site_auc": {site: _site_auc(signals, config.report.group_min) for site, signals in by_site.items()},
-    }
+    modalities, least = tuple(schema.modalities), config.report.group_min
+    return metric_record(pooled, by_site, schema.attributes, config.data.attribute, modalities, least)
 
 
-def _site_auc(signals: Signals, min_count: float) -> float:
-    """Return the AUC of one site's records, NaN for not estimable."""
+def metric_record(
+    pooled: Signals,
+    by_site: Mapping[str, Signals],
+    attributes: Mapping[str, Sequence[str]],
+    attribute: str,
+    modalities: Sequence[str],
+    min_count: float,
+) -> dict[str, Any]:
+    """Return one model's metrics by one attribute, and each site's AUC, as a line of the records has them.
+
+    Parameters
+    ----------
+    pooled, by_site : Signals, Mapping[str, Signals]
+        By product cell, of all sites together and of each.
+    attributes, attribute
+        Group names in the order of the product cells, and by which one.
+    modalities, min_count
+        Names, and records of a class below which an AUC is not estimable.
+    """
+    cells = tuple(len(groups) for groups in attributes.values())
+    table = assess(pooled, cells, list(attributes).index(attribute), min_count)
+    aucs = {site: json_safe(_fused_auc(signals, min_count)) for site, signals in by_site.items()}
+    return {**table.to_dict(modalities, attributes[attribute]), "site_auc": aucs}
+
+
+def _fused_auc(signals: Signals, min_count: float) -> float:
+    """Return the fused head's AUC over all groups, NaN for not estimable."""
     noise = (signals.variance or EXACT).histograms * signals.num_groups
     return float(resolved_auc(signals.histograms[0].sum(0), min_count, noise))
 
@@ -120,21 +115,29 @@ def coefficient_table(coefficients: Coefficients) -> dict[str, Any]:
 
 
 class RunFolder:
-    """Writes one run (one seed of one method) so that a crash at any moment loses at most a round."""
+    """Writes one run (one seed of one method) so that a crash at any moment loses at most a round.
 
-    def __init__(self, path: Path) -> None:
+    Parameters
+    ----------
+    path : Path
+        Created.
+    keep : int
+        Checkpoints to keep, at least 2.
+    """
+
+    def __init__(self, path: Path, keep: int = 2) -> None:
         self.path = path
         path.mkdir(parents=True, exist_ok=True)
+        self.checkpoints = CheckpointStore(path / CHECKPOINTS, keep)
 
     def save_config(self, config: Config) -> None:
         """Save the effective configuration."""
         text = yaml.safe_dump(config.to_dict(), sort_keys=False)
-        _write_atomically(self.path / "config.yaml", text.encode())
+        write_atomically(self.path / "config.yaml", text.encode())
 
     def append(self, record: RoundRecord) -> None:
         """Append one line to the round records."""
-        with (self.path / ROUNDS).open("a", encoding="utf-8") as file:
-            file.write(record.to_json() + "\n")
+        append_line(self.path / ROUNDS, record.to_json())
 
     def note_asked(self, number: int) -> None:
         """Note, before it is sent, that sites are asked for round `number`."""
@@ -146,7 +149,7 @@ class RunFolder:
 
     def _note(self, number: int) -> None:
         file = self.path / ASKED
-        _write_atomically(file, ((file.read_bytes() if file.is_file() else b"") + b"%d\n" % number))
+        write_atomically(file, ((file.read_bytes() if file.is_file() else b"") + b"%d\n" % number))
 
     def asked(self) -> list[int]:
         """Return the rounds that a site may have answered, repeated ones as often as they were asked."""
@@ -166,7 +169,7 @@ class RunFolder:
             lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
             # A line without its end was cut by a crash.
             kept = [x for x in lines if x.endswith("\n") and json.loads(x)["round"] <= rounds]
-            _write_atomically(file, "".join(kept).encode())
+            write_atomically(file, "".join(kept).encode())
 
     def save_evaluation(
         self,
@@ -184,61 +187,44 @@ class RunFolder:
         empty = Signals(
             np.zeros_like(some.counts), np.zeros_like(some.losses), np.zeros_like(some.histograms)
         )
-        ordered = [test.get(site, empty) for site in schema.sites]
+        # The sum of all sites, where nothing of one is known, stands for them.
+        sites = schema.sites if any(site in test for site in schema.sites) else tuple(test)
+        ordered = [test.get(site, empty) for site in sites]
         buffer = io.BytesIO()
         np.savez_compressed(
             buffer,
             counts=np.stack([s.counts for s in ordered]),
             losses=np.stack([s.losses for s in ordered]),
             histograms=np.stack([s.histograms for s in ordered]),
-            train_counts=np.stack([_known(train_counts.get(site), empty.counts) for site in schema.sites]),
+            train_counts=np.stack([_known(train_counts.get(site), empty.counts) for site in sites]),
             # [K, 3] noise variance per cell of histograms, losses, head gradients; zeros if exact.
             variance=np.array([s.variance or (0.0, 0.0, 0.0) for s in ordered]),
         )
-        _write_atomically(self.path / EVALUATION, buffer.getvalue())
+        write_atomically(self.path / EVALUATION, buffer.getvalue())
 
-    def save_checkpoint(self, coordinator: Coordinator, made: Made) -> None:
-        """Save the coordinator's whole state; the file is replaced as a whole or not at all."""
-        arrays = _state(coordinator)
-        meta = {
-            "round": coordinator.round,
-            "config": coordinator.config.to_dict(),
-            "made": _plain(vars(made)),
-            "surveyed": dict(coordinator.surveyed),
-        }
-        arrays["meta"] = np.frombuffer(json.dumps(meta).encode(), dtype=np.uint8)
-        buffer = io.BytesIO()
-        np.savez(buffer, **arrays)  # type: ignore[arg-type]
-        body = buffer.getvalue()
-        _write_atomically(self.path / CHECKPOINT, hashlib.sha256(body).digest() + body)
+    def save_outcome(
+        self, stopped: str | None, best_round: int | None, monitor: str | None, notices: Sequence[str]
+    ) -> None:
+        """Save how the run ended.
 
-    def load_checkpoint(self, coordinator: Coordinator) -> Made | None:
-        """Put a saved state into the coordinator; return what made its model, or None if there is none.
-
-        Raises
-        ------
-        RunError
-            If the file is damaged or belongs to another configuration.
+        Parameters
+        ----------
+        stopped : str | None
+            Why training ended before the last round.
+        best_round : int | None
+            Rounds that made the best model by `monitor`.
+        monitor : str | None
+            The figure by which the model was chosen; None if the last one was taken.
+        notices : Sequence[str]
+            What the user was told.
         """
-        file = self.path / CHECKPOINT
-        if not file.is_file():
-            return None
-        raw = file.read_bytes()
-        if hashlib.sha256(raw[32:]).digest() != raw[:32]:
-            raise RunError(f"{file} must be an intact checkpoint, its checksum differs; start a new run")
-        with np.load(io.BytesIO(raw[32:]), allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
-        meta = json.loads(bytes(arrays.pop("meta")))
-        if key := first_difference(meta["config"], coordinator.config.to_dict()):
-            raise RunError(f"`{key}` must be as in the run to resume, it differs; start a new run instead")
-        _restore(coordinator, arrays, meta["round"])
-        coordinator.surveyed = meta["surveyed"]
-        return Made(**meta["made"])
+        outcome = {"stopped": stopped, "monitor": monitor, "best_round": best_round, "notices": list(notices)}
+        write_atomically(self.path / OUTCOME, json.dumps(outcome, indent=1).encode())
 
     def save_privacy(self, account: Mapping[str, Any]) -> None:
         """Save what the run promised and spent."""
-        text = json.dumps(_plain(dict(account)), indent=1, allow_nan=False)
-        _write_atomically(self.path / PRIVACY, text.encode())
+        text = json.dumps(to_plain(dict(account)), indent=1, allow_nan=False)
+        write_atomically(self.path / PRIVACY, text.encode())
 
     def save_model(
         self, state: Mapping[str, torch.Tensor], moments: Mapping[str, NDArray[np.float64]]
@@ -247,8 +233,8 @@ class RunFolder:
         model, pooled = io.BytesIO(), io.BytesIO()
         torch.save(dict(state), model)
         np.savez(pooled, **dict(moments))  # type: ignore[arg-type]
-        _write_atomically(self.path / MOMENTS, pooled.getvalue())
-        _write_atomically(self.path / MODEL, model.getvalue())
+        write_atomically(self.path / MOMENTS, pooled.getvalue())
+        write_atomically(self.path / MODEL, model.getvalue())
 
 
 def _known(counts: NDArray[np.float64] | None, otherwise: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -266,63 +252,3 @@ def next_folder(parent: Path) -> Path:
     """Return the first of ``parent/001``, ``parent/002`` ... after all that exist."""
     last = newest_folder(parent)
     return parent / f"{1 if last is None else int(last.name) + 1:03d}"
-
-
-def _state(coordinator: Coordinator) -> dict[str, NDArray[Any]]:
-    arrays: dict[str, NDArray[Any]] = {f"model/{k}": v for k, v in coordinator.model.items()}
-    arrays |= {f"velocity/{k}": v for k, v in (coordinator.velocity or {}).items()}
-    arrays |= {f"memory/{k}": v for k, v in coordinator.memory.items()}
-    arrays |= {f"moments/{k}": v for k, v in coordinator.moments.items()}
-    arrays["fused"], arrays["unimodal"] = coordinator.coefficients.fused, coordinator.coefficients.unimodal
-    terms = coordinator.terms
-    if terms.direction is not None:
-        arrays["direction"] = terms.direction
-    if terms.fairness is not None:
-        arrays["slopes"], arrays["histograms"] = terms.fairness.slopes, terms.fairness.histograms
-        arrays["temperature"] = np.array(terms.fairness.temperature)
-    if coordinator.released is not None:
-        arrays |= pack_signals("released", coordinator.released)
-    return arrays
-
-
-def _restore(coordinator: Coordinator, arrays: Mapping[str, NDArray[Any]], round_number: int) -> None:
-    def part(prefix: str) -> dict[str, NDArray[Any]]:
-        return {k[len(prefix) :]: v for k, v in arrays.items() if k.startswith(prefix)}
-
-    coordinator.model = part("model/")
-    if coordinator.velocity is not None:
-        coordinator.velocity = part("velocity/")
-    coordinator.memory = part("memory/")
-    coordinator.moments = part("moments/")
-    coordinator.coefficients = Coefficients(
-        arrays["fused"], arrays["unimodal"], coordinator.config.method.live
-    )
-    fairness = None
-    if "slopes" in arrays:
-        fairness = FairnessTerm(arrays["slopes"], arrays["histograms"], float(arrays["temperature"]))
-    coordinator.terms = LossTerms(arrays.get("direction"), fairness)
-    if has_signals("released", arrays):
-        coordinator.released = unpack_signals("released", arrays)
-    coordinator.round = round_number
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    temporary = path.with_name(path.name + ".partial")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def _plain(value: object) -> object:
-    """Return JSON data: arrays become lists, NaN becomes None."""
-    if isinstance(value, np.ndarray | np.generic):
-        return _plain(value.tolist())
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    if isinstance(value, float) and not np.isfinite(value):
-        return None
-    return value

@@ -35,6 +35,18 @@ class Variance(NamedTuple):
     head_gradients: float = 0.0
 
 
+def signal_shapes(
+    heads: int, groups: int, classes: int, bins: int, width: int | None = None
+) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each array of signals; `width` is P + 1 if head gradients are among them."""
+    shapes: dict[str, tuple[int, ...]] = {
+        "counts": (heads, groups, classes),
+        "losses": (heads, groups),
+        "histograms": (heads, groups, 1 if classes == 2 else classes, 2, bins),
+    }
+    return shapes if width is None else {**shapes, "head_gradients": (heads, classes, width)}
+
+
 @dataclass(frozen=True)
 class Signals:
     """Sums over records, by head and group.

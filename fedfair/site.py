@@ -5,9 +5,10 @@ Its records are split, standardised with pooled moments and held here; only sums
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping
+import dataclasses
+from collections.abc import Mapping
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,8 +26,9 @@ from fedfair.data.encode import (
     to_batch,
 )
 from fedfair.data.schema import Schema, SiteRecords
-from fedfair.data.split import hashed_split, train_test_split
-from fedfair.errors import ConfigError, DataError
+from fedfair.data.split import Split, hashed_split, split_sides, train_test_split
+from fedfair.device import choose_device, dropout_seeded
+from fedfair.errors import DataError
 from fedfair.local import SiteUpdate, train
 from fedfair.measure import RecordBounds, measure
 from fedfair.models import MultimodalModel, build_model
@@ -64,6 +66,22 @@ class Workbench:
         )
 
 
+class Batches(NamedTuple):
+    """A site's records as a model takes them.
+
+    Attributes
+    ----------
+    train : MultimodalBatch
+        To train on, by group of the modulated attribute.
+    round, test : MultimodalBatch
+        To measure in every round (the validation records, if there are any), and in the end; by cell.
+    """
+
+    train: MultimodalBatch
+    round: MultimodalBatch
+    test: MultimodalBatch
+
+
 class Site:
     """One site's records and what it computes on them.
 
@@ -85,14 +103,18 @@ class Site:
     def __init__(self, name: str, config: Config, adapter: DataAdapter) -> None:
         self.name, self.config, self.schema = name, config, adapter.schema
         records = adapter.load(name)
-        split = hashed_split if config.split == "hashed" else train_test_split
-        train_index, test_index = split(records, config.data.test_fraction, config.seed, name)
+        split: Split = hashed_split if config.split == "hashed" else train_test_split
+        fractions = config.data.test_fraction, config.data.validation_fraction
+        sides = split_sides(split, records, *fractions, config.seed, name)
         # Under privacy even this would tell of the records, and noise alone is an honest answer.
-        if len(train_index) == 0 and not config.privacy.on:
+        if len(sides.train) == 0 and not config.privacy.on:
             raise DataError(f"site {name} must have a training record, got {len(records)} records in all")
-        self._train_records = records.select(train_index)
-        self._test_records = records.select(test_index)
-        self._tensors: tuple[bytes, MultimodalBatch, MultimodalBatch] | None = None
+        self._train_records = records.select(sides.train)
+        self._test_records = records.select(sides.test)
+        # What rounds measure; a model chosen by test records would look better than it is.
+        chooses = config.data.validation_fraction > 0
+        self._round_records = records.select(sides.validation) if chooses else self._test_records
+        self._tensors: tuple[bytes, Batches] | None = None
 
     @cached_property
     def survey(self) -> Survey:
@@ -108,10 +130,18 @@ class Site:
     def assess(self, bench: Workbench, download: Download) -> SiteUpdate:
         """Return the signals of the downloaded model on training and test records, and no rows."""
         bench.load(download.model)
-        train_batch, test_batch = self._batches(bench, download)
-        return SiteUpdate(
-            self.name, {}, self._measure_train(bench, train_batch), self._test(bench, test_batch)
-        )
+        batches = self._batches(bench, download)
+        return self._measured(bench, batches.train, batches.test)
+
+    def validate(self, bench: Workbench, download: Download) -> SiteUpdate:
+        """Return the signals on training and validation records, as a round would, and no rows."""
+        bench.load(download.model)
+        batches = self._batches(bench, download)
+        return self._measured(bench, batches.train, batches.round)
+
+    def spent(self) -> tuple[float, float] | None:
+        """Return epsilon and delta that the site's records have cost so far; None without privacy."""
+        return None
 
     def guard(self, arrays: Mapping[str, NDArray[np.generic]]) -> None:
         """Let the arrays of an upload leave; a private site refuses what it has not declared."""
@@ -119,10 +149,12 @@ class Site:
     def signals(self, bench: Workbench, download: Download) -> Signals:
         """Return the training signals of the downloaded model, by group of the modulated attribute."""
         bench.load(download.model)
-        return self._measure_train(bench, self._batches(bench, download)[0])
+        return self._measure_train(bench, self._batches(bench, download).train)
 
     def work(self, bench: Workbench, download: Download, round_number: int) -> SiteUpdate:
         """Measure the downloaded model, then train it; return the sums of both.
+
+        With `data.validation_fraction` the test signals are those of the validation records.
 
         Parameters
         ----------
@@ -134,36 +166,39 @@ class Site:
             From 1; with the seed and the site's name it fixes every draw.
         """
         bench.load(download.model)
-        train_batch, test_batch = self._batches(bench, download)
-        before = self._measure_train(bench, train_batch)
-        test = self._test(bench, test_batch)
+        batches = self._batches(bench, download)
+        before = self._measured(bench, batches.train, batches.round)
         labels = (self.name, round_number)
         with dropout_seeded(bench.device, derive_seed(self.config.seed, *labels, "dropout")):
             rows = train(
                 bench.model,
                 bench.blocks,
-                train_batch,
+                batches.train,
                 row_plan(self.config, self.schema),
                 Scales.build(download.coefficients, bench.kind),
                 self._terms(bench, download),
                 self.config.training,
                 torch_generator(self.config.seed, *labels, "batches"),
             )
-        return SiteUpdate(self.name, {key: value.cpu().numpy() for key, value in rows.items()}, before, test)
+        return dataclasses.replace(before, rows={key: value.cpu().numpy() for key, value in rows.items()})
 
-    def _batches(self, bench: Workbench, download: Download) -> tuple[MultimodalBatch, MultimodalBatch]:
+    def _batches(self, bench: Workbench, download: Download) -> Batches:
         key = b"".join(download.moments[name].tobytes() for name in sorted(download.moments))
         if self._tensors is None or self._tensors[0] != key:
-            groups = self._train_records.attributes[self.config.data.attribute]
-            kind = (bench.device, bench.kind.dtype)
-            self._tensors = (
-                key,
-                to_batch(self._train_records, self.schema, download.moments, groups).to(*kind),
-                to_batch(
-                    self._test_records, self.schema, download.moments, cells(self._test_records, self.schema)
-                ).to(*kind),
-            )
-        return self._tensors[1], self._tensors[2]
+            self._tensors = key, self._encoded(bench, download.moments)
+        return self._tensors[1]
+
+    def _encoded(self, bench: Workbench, moments: Mapping[str, NDArray[np.float64]]) -> Batches:
+        def encoded(records: SiteRecords, groups: NDArray[np.int64]) -> MultimodalBatch:
+            return to_batch(records, self.schema, moments, groups).to(bench.device, bench.kind.dtype)
+
+        train, test, chosen = self._train_records, self._test_records, self._round_records
+        tests = encoded(test, cells(test, self.schema))
+        return Batches(
+            encoded(train, train.attributes[self.config.data.attribute]),
+            tests if chosen is test else encoded(chosen, cells(chosen, self.schema)),
+            tests,
+        )
 
     def _terms(self, bench: Workbench, download: Download) -> PreparedTerms | None:
         if not download.terms:
@@ -196,10 +231,12 @@ class Site:
             bounds=bounds,
         )
 
-    def _test(self, bench: Workbench, batch: MultimodalBatch) -> Signals | None:
-        """Return the test signals, or None if the run wants none."""
+    def _measured(self, bench: Workbench, train: MultimodalBatch, test: MultimodalBatch) -> SiteUpdate:
+        """Return the signals of both; no test signals if the run wants none."""
         privacy = self.config.privacy
-        return None if privacy.on and privacy.evaluation == "none" else self._measure_test(bench, batch)
+        unseen = privacy.on and privacy.evaluation == "none"
+        tested = None if unseen else self._measure_test(bench, test)
+        return SiteUpdate(self.name, {}, self._measure_train(bench, train), tested)
 
     def _counts(self, records: SiteRecords) -> NDArray[np.float64]:
         shape = (num_cells(self.schema), len(self.schema.classes))
@@ -208,33 +245,3 @@ class Site:
         flat = cells(records, self.schema) * shape[1] + records.labels
         counts = [np.bincount(flat[head], minlength=shape[0] * shape[1]).reshape(shape) for head in heads]
         return np.stack(counts).astype(np.float64)
-
-
-@contextlib.contextmanager
-def dropout_seeded(device: torch.device, seed: int) -> Iterator[None]:
-    """Seed the global generator, the only one dropout knows, and put it back afterwards."""
-    on_gpu = device.type == "cuda"
-    # On a CPU torch.manual_seed would also queue the seed, with a formatted stack, for each kind of
-    # accelerator that is not there: a tenth of a small site's round.
-    seed_all = torch.manual_seed if on_gpu else torch.default_generator.manual_seed
-    with torch.random.fork_rng(devices=[device] if on_gpu else []):
-        seed_all(seed)
-        yield
-
-
-def choose_device(name: str) -> torch.device:
-    """Return the device `name`, or the first GPU if there is one for ``auto``.
-
-    Raises
-    ------
-    ConfigError
-        If torch knows no such device or it is not there.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.zeros(1, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(
-            f"`training.device` must be auto, cpu or a device of this machine, got {name!r}"
-        ) from error

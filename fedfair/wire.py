@@ -24,6 +24,7 @@ from fedfair.signals import Signals, Variance
 
 Arrays = dict[str, NDArray[np.generic]]
 DTYPES = ("float32", "float64")
+WORDS = ("uint32", "uint64")  # of masked sums
 Floats = NDArray[np.float64]
 
 
@@ -76,11 +77,13 @@ class Survey:
 
 
 def to_bytes(array: NDArray[np.generic]) -> bytes:
-    """Return an array of floats in NumPy's file format, as `np.save` writes it."""
+    """Return an array in NumPy's file format, as `np.save` writes it."""
     return _header(array.dtype.name, array.shape) + array.tobytes()
 
 
-def from_bytes(data: bytes, dtype: str, shape: tuple[int, ...]) -> NDArray[np.floating]:
+def from_bytes(
+    data: bytes, dtype: str, shape: tuple[int, ...], dtypes: tuple[str, ...] = DTYPES
+) -> NDArray[np.floating]:
     """Return the array that `to_bytes` wrote; read-only, since it shares the memory of `data`.
 
     Parameters
@@ -88,21 +91,23 @@ def from_bytes(data: bytes, dtype: str, shape: tuple[int, ...]) -> NDArray[np.fl
     data : bytes
         What `to_bytes` returned. Nothing of it is parsed: it must be of the dtype and shape given.
     dtype : str
-        ``float32`` or ``float64``.
+        One of `dtypes`.
     shape : tuple[int, ...]
         The array's shape.
+    dtypes : tuple[str, ...]
+        What is accepted: numbers, or `WORDS`.
 
     Raises
     ------
     InconsistentUpdates
         If `data` is anything else.
     """
-    if dtype in DTYPES:
+    if dtype in dtypes:
         header, size = _header(dtype, shape), math.prod(shape) * np.dtype(dtype).itemsize
         if data.startswith(header) and len(data) == len(header) + size:
             return np.frombuffer(data, dtype, offset=len(header)).reshape(shape)
     raise InconsistentUpdates(
-        f"an array must be in NumPy's file format, of {DTYPES}, got {len(data)} bytes for {dtype} {shape}"
+        f"an array must be in NumPy's file format, of {dtypes}, got {len(data)} bytes for {dtype} {shape}"
     )
 
 

@@ -1,21 +1,24 @@
-"""The ServerApp that every engine runs: read the configuration, build the state, start the strategy."""
+"""The ServerApp that every engine runs: read the configuration, build the state, train, finish."""
 
 from __future__ import annotations
 
 import logging
 from pathlib import Path
 
-from flwr.app import ArrayRecord, Context
+from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedfair.budget import account, notices, resolve, server_ledger
 from fedfair.config import Config, load
 from fedfair.coordinator import Coordinator
 from fedfair.data import open_dataset
-from fedfair.errors import PrivacyBudgetExhausted
 from fedfair.provenance import source_digest
 from fedfair.record import RunFolder, next_folder
+from fedfair.secure import SecureLayouts
 from fedfair.site import Workbench
+from server.exchange import Sites
+from server.journal import Journal
+from server.roster import Roster
 from server.strategy import ModulatedAggregation
 
 app = ServerApp()
@@ -29,48 +32,56 @@ def main(grid: Grid, context: Context) -> None:
 
     The run config holds `config` (a YAML file, relative to the app), `overrides`
     (``key=value`` separated by ``;``) and `output` (a folder, created; empty for a numbered one
-    in ``~/fedfair-runs``). A checkpoint in the folder is resumed.
+    in ``~/fedfair-runs``); on a federation also `roster` (which node is which site) and `audit` (the
+    centre's log). A checkpoint in the folder is resumed.
     """
     config = resolve(read_config(context))
     adapter = open_dataset(config.data.name, config.data.path, config.data.options, config.seed)
-    bench = Workbench(config, adapter.schema)
-    folder = RunFolder(Path(str(context.run_config.get("output") or default_output(config))))
-    coordinator = Coordinator(config, adapter.schema, bench.vectors(), server_ledger(config))
+    schema = adapter.schema
+    bench = Workbench(config, schema)
+    folder = RunFolder(
+        Path(str(context.run_config.get("output") or default_output(config))), config.server.keep
+    )
+    coordinator = Coordinator(config, schema, bench.vectors(), server_ledger(config))
+    journal = Journal(_path(context, "audit"), str(folder.path))
+    roster = Roster(_path(context, "roster"))
+    sites = Sites(
+        grid, schema.digest(), schema.sites, config.server.round_timeout, folder.path, roster, journal
+    )
+    layouts = SecureLayouts(config, schema, bench)
+    strategy = ModulatedAggregation(
+        coordinator, sites, folder, source_digest(ROOT), str(folder.path), layouts
+    )
+    begun = folder.checkpoints.load(coordinator)
     folder.save_config(config)
-    strategy = ModulatedAggregation(coordinator, folder, source_digest(ROOT), str(folder.path))
-    if made := folder.load_checkpoint(coordinator):
+    told: list[str] = []
+    if begun is not None:
         logger.info("resuming after round %d of %s", coordinator.round, folder.path)
-        strategy.made = made
+        told += begun.notices
+        strategy.made = begun.made
+        strategy.monitor.restore(begun.extra["monitor"])
     folder.truncate(coordinator.round - 1)
-    for notice in notices(config, len(adapter.schema.sites), coordinator.values):
+    told += notices(config, len(schema.sites), coordinator.values)
+    for notice in told:
         logger.warning(notice)
-    stopped: list[str] = []
+    stopped: str | None = None
+    status = "failed"
+    journal.started(config.digest(), strategy.source, config.to_json())
     try:
-        _train(grid, strategy, stopped)
-        strategy.finish(grid)
+        strategy.survey()
+        stopped = strategy.train()
+        if stopped is not None:
+            logger.warning("training ends after round %d: %s", coordinator.round, stopped)
+        strategy.finish()
+        status = "completed"
     finally:
+        journal.ended(status, coordinator.round)
         # A run that fails has spent what it has spent.
         if config.privacy.on:
-            folder.save_privacy(
-                account(config, coordinator.round, folder.asked(), "; ".join(stopped) or None)
-            )
+            folder.save_privacy(account(config, coordinator.round, folder.asked(), strategy.capped))
+    folder.save_outcome(stopped, strategy.monitor.best_round, config.server.monitor, told)
     bench.load(coordinator.model)
     folder.save_model(bench.model.state_dict(), coordinator.moments)
-
-
-def _train(grid: Grid, strategy: ModulatedAggregation, stopped: list[str]) -> None:
-    """Train the rounds that are left, or those that the privacy budget allows; add why it ended."""
-    config, coordinator = strategy.config, strategy.coordinator
-    strategy.survey(grid)
-    if not (remaining := config.rounds - coordinator.round):
-        return
-    try:
-        strategy.start(grid, ArrayRecord(), num_rounds=remaining, timeout=config.server.round_timeout)
-    except PrivacyBudgetExhausted as stop:
-        if coordinator.round == 0:
-            raise
-        stopped.append(str(stop))
-        logger.warning("training ends after round %d: %s", coordinator.round, stop)
 
 
 def read_config(context: Context) -> Config:
@@ -78,6 +89,11 @@ def read_config(context: Context) -> Config:
     path = Path(str(context.run_config["config"]))
     overrides = [part.strip() for part in str(context.run_config.get("overrides", "")).split(";")]
     return load(path if path.is_absolute() else ROOT / path, [part for part in overrides if part])
+
+
+def _path(context: Context, key: str) -> Path | None:
+    value = str(context.run_config.get(key, ""))
+    return Path(value) if value else None
 
 
 def default_output(config: Config) -> Path:

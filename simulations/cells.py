@@ -37,13 +37,11 @@ class _Stopped(Exception):
 class _StoppableGrid(InProcessGrid):
     """A grid that ends its run between two exchanges, where the checkpoint is whole."""
 
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        """Return one reply per message, unless the sweep is being stopped."""
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Hand the messages to the sites, unless the sweep is being stopped."""
         if _stop is not None and _stop.is_set():
             raise _Stopped
-        return super().send_and_receive(messages, timeout=timeout)
+        return super().push_messages(messages)
 
 
 class CellProgress:

@@ -7,11 +7,14 @@ last bit, since sites draw from generators of their own and run on one thread.
 
 from __future__ import annotations
 
+import functools
 import itertools
+import math
 import multiprocessing
 import os
-from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor, wait
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ProcessPoolExecutor
 from types import TracebackType
 from typing import Self
 
@@ -23,7 +26,7 @@ from flwr.serverapp import Grid
 # around it must fill; every Flower engine does the same.
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedfair.errors import FedfairError, RunError
+from fedfair.errors import FedfairError
 
 _SERVER = 1
 _run_ids = itertools.count(1)
@@ -58,6 +61,7 @@ class InProcessGrid(Grid):
         }
         self._client_app = client_app
         self._sent = 0
+        self._jobs: dict[str, Callable[[], Message] | Future[tuple[Message, RecordDict]]] = {}
         self._pool: ProcessPoolExecutor | None = None
         if workers:
             # Workers must not inherit threads or generators from this process.
@@ -79,18 +83,49 @@ class InProcessGrid(Grid):
         """Return the ids of all virtual sites."""
         return list(self._contexts)
 
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Hand the messages to the sites; without workers each works when its reply is pulled."""
+        ids = []
+        for message in map(self._prepare, messages):
+            number, node = message.metadata.message_id, message.metadata.dst_node_id
+            job = (message, self._contexts[node])
+            if self._pool is None:
+                self._jobs[number] = functools.partial(_call, self._client_app, *job)
+            else:
+                self._jobs[number] = self._pool.submit(_call_in_worker, *job)
+            ids.append(number)
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Return the replies that are ready; an exception in the app becomes an error reply, as in Flower."""
+        replies = []
+        for number in message_ids:
+            job = self._jobs[number]
+            if isinstance(job, Future):
+                if not job.done():
+                    continue
+                reply, state = job.result()
+                # The worker had a copy of the context.
+                self._contexts[reply.metadata.src_node_id].state = state
+            else:
+                reply = job()
+            del self._jobs[number]
+            replies.append(reply)
+        return replies
+
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        """Return one reply per message; an exception in the app becomes an error reply, as in Flower."""
-        prepared = [self._prepare(message) for message in messages]
-        jobs = [(message, self._contexts[message.metadata.dst_node_id]) for message in prepared]
-        if self._pool is None:
-            return [_call(self._client_app, *job) for job in jobs]
-        futures = [self._pool.submit(_call_in_worker, *job) for job in jobs]
-        # A site that is late is left out, as on Flower's other engines.
-        done = wait(futures, timeout).done
-        return [future.result() for future in futures if future in done]
+        """Return one reply per message; those that are late are left out, as on Flower's other engines."""
+        pending = list(self.push_messages(messages))
+        end = math.inf if timeout is None else time.monotonic() + timeout
+        replies: list[Message] = []
+        while pending and time.monotonic() <= end:
+            for number in pending:
+                replies.extend(self.pull_messages([number]))
+            pending = [number for number in pending if number in self._jobs]
+            time.sleep(0.01 if pending else 0)
+        return replies
 
     def _prepare(self, message: Message) -> Message:
         """Return the message with an id, which elsewhere the SuperLink gives it."""
@@ -108,14 +143,6 @@ class InProcessGrid(Grid):
             message_type=old.message_type,
         )
         return Message(content=message.content, metadata=metadata)  # type: ignore[call-overload,no-any-return]
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Refuse: this grid answers at once."""
-        raise RunError(f"`push_messages` must not be used in process, got {len(list(messages))} messages")
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Refuse: this grid answers at once."""
-        raise RunError(f"`pull_messages` must not be used in process, got {len(list(message_ids))} ids")
 
     def create_message(
         self,
@@ -152,7 +179,7 @@ def _start_worker() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
 
 
-def _call_in_worker(message: Message, context: Context) -> Message:
+def _call_in_worker(message: Message, context: Context) -> tuple[Message, RecordDict]:
     from client.app import app
 
-    return _call(app, message, context)
+    return _call(app, message, context), context.state

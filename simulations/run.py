@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
-import logging
-import os
 import shlex
 import sys
 from collections.abc import Mapping
@@ -18,7 +16,7 @@ import yaml
 
 from fedfair.config import Config, load
 from fedfair.coordinator import Coordinator
-from fedfair.data import DataAdapter, TableAdapter, open_dataset
+from fedfair.data import DataAdapter, OwnTable, TableAdapter, open_dataset
 from fedfair.data.schema import Schema
 from fedfair.errors import ConfigError, RunError
 from fedfair.modulation import METHODS
@@ -27,16 +25,20 @@ from fedfair.privacy.accounting import Event, describe
 from fedfair.provenance import source_digest, versions
 from fedfair.record import MODEL, PRIVACY, newest_folder, next_folder
 from fedfair.site import Workbench
+from simulations.engines import FEDERATION, ROOT, Engine, engine_of
 from simulations.progress import RoundProgress
 
-ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENT = "experiment.json"
 LEDGERS = "ledgers"
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asked for; see ``fedfair simulate --help``."""
+    """What the user asked for; see ``fedfair simulate --help`` and ``fedfair submit --help``.
+
+    `federation` is the folder of the centre for engine federation. `baseline` null trains the baseline
+    too, save on a federation: there it costs real sites' time and privacy.
+    """
 
     config: Path
     overrides: tuple[str, ...] = ()
@@ -45,6 +47,13 @@ class Request:
     workers: int = 0
     engine: str = "in-process"
     resume: bool = False
+    federation: Path | None = None
+    baseline: bool | None = None
+
+    @property
+    def with_baseline(self) -> bool:
+        """Whether the baseline is an arm too."""
+        return self.engine != FEDERATION if self.baseline is None else self.baseline
 
 
 def run_experiment(request: Request) -> bool:
@@ -56,9 +65,14 @@ def run_experiment(request: Request) -> bool:
         If an input is refused or a run fails; what was done stays in the folder.
     """
     config = load(request.config, request.overrides)
+    engine = engine_of(request.engine, request.workers, request.federation)
+    if request.engine == FEDERATION:
+        # Each site has a path of its own.
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=None))
     adapter = open_dataset(config.data.name, config.data.path, config.data.options, config.seed)
-    check_sites(adapter)
-    arms = list(dict.fromkeys([config.report.baseline, config.method.name]))
+    if request.engine != FEDERATION:
+        check_sites(adapter)
+    arms = list(dict.fromkeys([config.report.baseline] * request.with_baseline + [config.method.name]))
     # Everything that the configuration can get wrong is refused before there is a folder.
     Coordinator(config, adapter.schema, Workbench(config, adapter.schema).vectors())
     wanted = _describe(request, config, adapter.schema, arms)
@@ -73,7 +87,7 @@ def run_experiment(request: Request) -> bool:
                 for arm in arms:
                     progress.start(arm, seed)
                     own = folder / f"seed-{seed}" / arm
-                    _run_arm(_arm_config(config, arm, seed, own), own, request, adapter.schema)
+                    _run_arm(_arm_config(config, arm, seed, own, request), own, engine, adapter.schema)
     except KeyboardInterrupt:
         interrupted = True
     finally:
@@ -88,7 +102,12 @@ def run_experiment(request: Request) -> bool:
 
 
 def check_sites(adapter: DataAdapter) -> None:
-    """Refuse a table that belongs to one site as a whole: here every site would get all of it."""
+    """Refuse a table that belongs to one site as a whole: here every site would get all of it; or none."""
+    if isinstance(adapter, OwnTable):
+        raise ConfigError(
+            "`data.path` must name the file for csv, got nothing; sites with files of their own "
+            "are for `fedfair submit`"
+        )
     if isinstance(adapter, TableAdapter) and adapter.spec.site is None and len(adapter.schema.sites) > 1:
         raise ConfigError(
             "`data.options.site` must name the column that tells the sites apart, got null; "
@@ -96,10 +115,10 @@ def check_sites(adapter: DataAdapter) -> None:
         )
 
 
-def _arm_config(config: Config, arm: str, seed: int, folder: Path) -> Config:
+def _arm_config(config: Config, arm: str, seed: int, folder: Path, request: Request) -> Config:
     method = config.method if arm == config.method.name else METHODS[arm]()
     data, privacy = config.data, config.privacy
-    if privacy.on and privacy.ledger is None:
+    if privacy.on and privacy.ledger is None and request.engine != FEDERATION:
         # A simulation spends nobody's budget, so each of its runs has accounts of its own.
         privacy = dataclasses.replace(privacy, ledger=str((folder / LEDGERS).resolve()))
     if data.path is not None:
@@ -108,38 +127,14 @@ def _arm_config(config: Config, arm: str, seed: int, folder: Path) -> Config:
     return dataclasses.replace(config, seed=seed, method=method, data=data, privacy=privacy)
 
 
-def _run_arm(config: Config, folder: Path, request: Request, schema: Schema) -> None:
+def _run_arm(config: Config, folder: Path, engine: Engine, schema: Schema) -> None:
     if (folder / MODEL).is_file():  # the last file that a run writes
         return
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(config.to_dict(), sort_keys=False), encoding="utf-8")
-    run_config: dict[str, bool | float | int | str] = {
-        "config": str(path.resolve()),
-        "overrides": "",
-        "output": str(folder.resolve()),
-    }
-    if request.engine == "flower":
-        from simulations.flower_engine import run_on_flower
-
-        run_on_flower(run_config, len(schema.sites))
-    else:
-        _run_in_process(run_config, len(schema.sites), request.workers)
-
-
-def _run_in_process(run_config: dict[str, bool | float | int | str], sites: int, workers: int) -> None:
-    # Imported late: Flower takes half a second that `fedfair --help` does not need.
-    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-    from flwr.app import Context, RecordDict
-
-    from client.app import app as client_app
-    from server.app import app as server_app
-    from simulations.grid import InProcessGrid
-
-    logging.getLogger("flwr").setLevel(logging.WARNING)
-    context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=run_config)
-    with InProcessGrid(client_app, sites, workers) as grid:
-        server_app(grid, context)
+    values = {"config": str(path.resolve()), "overrides": "", "output": str(folder.resolve())}
+    engine(values, config, schema)
 
 
 def _open_folder(request: Request, wanted: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
@@ -167,7 +162,10 @@ def _open_folder(request: Request, wanted: dict[str, Any]) -> tuple[Path, dict[s
     before: dict[str, Any] = json.loads((found / EXPERIMENT).read_text(encoding="utf-8"))
     if request.seeds is None:
         wanted["seeds"] = before["seeds"]
-    same = ("config", "schema", "code_digest", "seeds")
+    same = ["config", "schema", "code_digest", "seeds"]
+    if FEDERATION in (before["engine"], wanted["engine"]):
+        # Engines on one machine give the same bits; sites have records of their own.
+        same += ["engine", "arms"]
     if key := first_difference({k: before[k] for k in same}, {k: wanted[k] for k in same}):
         raise RunError(
             f"`{key}` must be as in the run to resume ({found}), it differs; start a new run instead"
@@ -177,6 +175,9 @@ def _open_folder(request: Request, wanted: dict[str, Any]) -> tuple[Path, dict[s
 
 def _describe(request: Request, config: Config, schema: Schema, arms: list[str]) -> dict[str, Any]:
     command = ["fedfair", "simulate", str(request.config)]
+    if request.federation is not None:
+        command = ["fedfair", "submit", str(request.config), "--federation", str(request.federation)]
+        command += ["--baseline"] * request.with_baseline
     command += [part for text in request.overrides for part in ("--set", text)]
     command += ["--seeds", str(request.seeds or 1)]
     return {

@@ -27,7 +27,8 @@ from fedfair.report import write_budget
 from fedfair.report._budget import CELLS, ERROR, SWEEP
 from fedfair.site import Workbench
 from simulations.arms import ARMS, PAIRS, REFERENCE, Setting
-from simulations.run import LEDGERS, ROOT, check_sites
+from simulations.engines import ROOT
+from simulations.run import LEDGERS, check_sites
 from simulations.sweep_file import Sweep, read_sweep
 
 _SAME = ("sweep", "config", "schema", "code_digest")
@@ -83,13 +84,14 @@ def run_sweep(request: SweepRequest) -> Outcome:
 def _base(sweep: Sweep, request: SweepRequest) -> Config:
     """Return the base configuration under the sweep's name."""
     base = load(request.config.parent / sweep.base, (*sweep.overrides, *request.overrides))
-    for key, wanted, value in (
-        ("mode", "sample", base.privacy.mode),
-        # Noised test figures would hide what is compared.
-        ("evaluation", "exact", base.privacy.evaluation),
+    unseen = base.data.validation_fraction
+    for key, wanted, value, why in (
+        ("privacy.mode", "sample", base.privacy.mode, "its arms are about single records"),
+        ("privacy.evaluation", "exact", base.privacy.evaluation, "noise would hide what is compared"),
+        ("data.validation_fraction", 0, unseen, "rounds would not measure the test records to compare"),
     ):
         if value != wanted:
-            raise ConfigError(f"`privacy.{key}` of a sweep's base must be {wanted}, got {value!r}")
+            raise ConfigError(f"`{key}` of a sweep's base must be {wanted}, got {value!r}; {why}")
     # Cells lie in folders of their own.
     path = None if base.data.path is None else str(Path(base.data.path).resolve())
     return dataclasses.replace(base, name=sweep.name, data=dataclasses.replace(base.data, path=path))

@@ -1,15 +1,16 @@
 """Data sets: what the sites hold, in one form whatever the source.
 
 `open_dataset` turns a configuration's `data` block into an adapter; the adapter gives the schema
-that all sites share and one site's raw records. Splitting is in `split`, standardising and
-encoding for the model in `encode`.
+that all sites share, for which it needs no records, and one site's raw records. Splitting is in
+`split`, standardising and encoding for the model in `encode`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from fedfair.data.heart import heart
+from fedfair.data.heart import heart, heart_spec
+from fedfair.data.own_table import SITE_FILE, OwnTable
 from fedfair.data.schema import DataAdapter, Schema, SiteRecords
 from fedfair.data.spec import TableSpec
 from fedfair.data.synthetic import SyntheticAdapter
@@ -19,6 +20,7 @@ from fedfair.plugins import call_factory, import_factory
 
 __all__ = [
     "DataAdapter",
+    "OwnTable",
     "Schema",
     "SiteRecords",
     "SyntheticAdapter",
@@ -33,7 +35,9 @@ Options = Mapping[str, object]
 _BUILT_IN = ("heart", "csv", "synthetic")
 
 
-def open_dataset(name: str, path: str | None, options: Options, seed: int) -> DataAdapter:
+def open_dataset(
+    name: str, path: str | None, options: Options, seed: int, owner: str | None = None
+) -> DataAdapter:
     """Return the adapter of a data set.
 
     Parameters
@@ -43,11 +47,15 @@ def open_dataset(name: str, path: str | None, options: Options, seed: int) -> Da
         `TableSpec` options), ``synthetic`` (see `SyntheticAdapter`), or a user's own
         ``package.module:factory``, called as ``factory(path=..., options=..., seed=...)``.
     path : str | None
-        Where the data are; only for ``csv`` and own factories.
+        Where the data are; only for ``csv``, own factories, and ``heart`` with an owner. None at the
+        server of a deployment: an adapter then still gives its schema, and fails when it is to load.
     options : Mapping[str, object]
         The data set's own options.
     seed : int
         The run's seed; only synthetic data depend on it.
+    owner : str | None
+        The site whose own file `path` is: all its rows are that site's. It is read at the first
+        `load`; a file of several sites is read here.
 
     Raises
     ------
@@ -64,19 +72,19 @@ def open_dataset(name: str, path: str | None, options: Options, seed: int) -> Da
             f"{nearest(name, _BUILT_IN)}"
         )
     if name == "csv":
-        if path is None:
-            raise ConfigError("`data.path` must name the file for csv, got nothing")
         spec = TableSpec.from_options(options)
+        if path is None or owner is not None:
+            return OwnTable(path, spec, owner)
         return TableAdapter(read_csv(path), spec)
-    if path is not None:
-        raise ConfigError(
-            f"`data.path` must be left out for {name}, got {path!r}; for your own table use csv"
-        )
+    if path is not None and (name == "synthetic" or owner is None):
+        key = "`data.path`" if owner is None else SITE_FILE
+        shown = repr(path) if owner is None else "a file"
+        raise ConfigError(f"{key} must be left out for {name}, got {shown}; for your own table use csv")
     if name == "synthetic":
         return SyntheticAdapter(options, seed)
     if options:
         raise ConfigError(f"`data.options` must be left out for heart, got {sorted(options)}")
-    return heart()
+    return heart() if path is None else OwnTable(path, heart_spec(), owner)
 
 
 def _own(name: str, path: str | None, options: Options, seed: int) -> DataAdapter:

@@ -60,6 +60,11 @@ def _columns(columns: tuple[str, ...], codes: dict[str, list[str]]) -> dict[str,
     }
 
 
+def heart_spec() -> TableSpec:
+    """Return what the columns of a heart table are for; a hospital's own file has the same ones."""
+    return TableSpec.from_options(heart_table()[1])
+
+
 def heart() -> TableAdapter:
     """Return the four sites: Cleveland 303 records, Hungary 293, Switzerland 123, VA Long Beach 199.
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from fedfair.data.options import as_items, as_mapping, as_number, as_text, as_texts, entries
-from fedfair.data.schema import Column, TableModality
+from fedfair.data.schema import Column, Schema, TableModality
 from fedfair.errors import ConfigError
 
 
@@ -126,6 +126,21 @@ class TableSpec:
         inputs = [column.name for modality in self.modalities.values() for column in modality.columns]
         groupings = [grouping.column for grouping in (self.label, *self.attributes.values())]
         return (*([] if self.site is None else [self.site]), *groupings, *inputs)
+
+    def schema(self, found: Iterable[str] = ()) -> Schema:
+        """Return the schema; a table's own sites, `found`, stand in it if `sites` names none.
+
+        Raises
+        ------
+        DataError
+            If there are fewer than two classes, or no site.
+        """
+        return Schema(
+            self.modalities,
+            self.label.names,
+            {name: grouping.names for name, grouping in self.attributes.items()},
+            self.sites or tuple(sorted(found)),
+        )
 
     @classmethod
     def from_options(cls, options: object) -> TableSpec:

@@ -1,8 +1,10 @@
-"""Train and test records of one site."""
+"""Training, validation and test records of one site: every record is on exactly one of the three sides."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +14,49 @@ from fedfair.errors import DataError
 from fedfair.seeding import numpy_generator
 
 Index = NDArray[np.int64]
+Split = Callable[[SiteRecords, float, int, str, str], tuple[Index, Index]]
 
 
-def train_test_split(records: SiteRecords, test_fraction: float, seed: int, site: str) -> tuple[Index, Index]:
+class Sides(NamedTuple):
+    """Ascending indices of a site's records, by what they are for.
+
+    Attributes
+    ----------
+    train, validation, test : Index
+        To train on, to choose a model by, and to say how good the chosen one is.
+    """
+
+    train: Index
+    validation: Index
+    test: Index
+
+
+def split_sides(
+    split: Split, records: SiteRecords, test_fraction: float, validation_fraction: float, seed: int, site: str
+) -> Sides:
+    """Return the three sides: the test records first, then the validation records out of the rest.
+
+    The test records are the same for every `validation_fraction`.
+
+    Parameters
+    ----------
+    split : Split
+        `train_test_split` or `hashed_split`.
+    records, test_fraction, seed, site
+        As for `train_test_split`.
+    validation_fraction : float
+        In [0, 1), of the records that are not test records; 0 leaves that side empty.
+    """
+    rest, test = split(records, test_fraction, seed, site, "split")
+    if validation_fraction == 0 or len(rest) == 0:
+        return Sides(rest, rest[:0], test)
+    train, validation = split(records.select(rest), validation_fraction, seed, site, "validation")
+    return Sides(rest[train], rest[validation], test)
+
+
+def train_test_split(
+    records: SiteRecords, test_fraction: float, seed: int, site: str, purpose: str = "split"
+) -> tuple[Index, Index]:
     """Return the ascending indices of train and test records, stratified by label and attributes.
 
     A stratum is one label with one group of every attribute. It gives ``floor(test_fraction * n)``
@@ -32,6 +74,8 @@ def train_test_split(records: SiteRecords, test_fraction: float, seed: int, site
         The run's seed.
     site : str
         The site's name; with the seed it fixes the draw.
+    purpose : str
+        What is set apart; another purpose is another draw.
 
     Raises
     ------
@@ -44,7 +88,7 @@ def train_test_split(records: SiteRecords, test_fraction: float, seed: int, site
         raise DataError(f"`{site}` must have records to split, got none")
     strata = np.stack([records.labels, *records.attributes.values()])
     _, stratum, sizes = np.unique(strata, axis=1, return_inverse=True, return_counts=True)
-    rng = numpy_generator(seed, site, "split")
+    rng = numpy_generator(seed, site, purpose)
     quota = _quotas(sizes, test_fraction, rng)
     order = rng.permutation(len(records))
     shuffled = stratum.reshape(-1)[order]
@@ -52,16 +96,18 @@ def train_test_split(records: SiteRecords, test_fraction: float, seed: int, site
     return np.setdiff1d(np.arange(len(records)), test), test
 
 
-def hashed_split(records: SiteRecords, test_fraction: float, seed: int, site: str) -> tuple[Index, Index]:
+def hashed_split(
+    records: SiteRecords, test_fraction: float, seed: int, site: str, purpose: str = "split"
+) -> tuple[Index, Index]:
     """Return the ascending indices of train and test records, each record's side decided by itself.
 
-    A record goes to the test set if a hash of (seed, site, its values) falls below `test_fraction`.
+    A record goes to the test set if a hash of (seed, site, purpose, its values) is below `test_fraction`.
     Adding or removing one record therefore moves no other one, which a stratified draw does not
     give and record-level privacy rests on. Equal records share a side; either side may be empty.
 
     Parameters
     ----------
-    records, test_fraction, seed, site
+    records, test_fraction, seed, site, purpose
         As for `train_test_split`.
 
     Raises
@@ -71,7 +117,7 @@ def hashed_split(records: SiteRecords, test_fraction: float, seed: int, site: st
     """
     if not 0 < test_fraction < 1:
         raise DataError(f"`test_fraction` must be in (0, 1), got {test_fraction}")
-    salt = f"{seed}\x1f{site}\x1fsplit".encode()
+    salt = f"{seed}\x1f{site}\x1f{purpose}".encode()
     # Missing values must have one pattern of bits, or equal records could part.
     columns = [np.where(np.isnan(raw), np.nan, raw) for raw in records.modalities.values()]
     columns += [records.labels, *records.attributes.values()]

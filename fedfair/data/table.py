@@ -24,37 +24,40 @@ NumberedRow = tuple[int, Row]
 _LARGEST = float(np.finfo(np.float32).max)
 
 
-def read_csv(path: str | Path) -> list[dict[str, str]]:
+def read_csv(path: str | Path, called: str | None = None) -> list[dict[str, str]]:
     """Return the rows of a UTF-8 CSV file whose first line names the columns.
 
     Parameters
     ----------
     path : str | Path
         The file; a byte order mark and blank lines are skipped, cells are stripped.
+    called : str | None
+        What messages call the file; null: `data.path` with the path.
 
     Raises
     ------
     DataError
         If it cannot be read, has no rows, repeats a column name, or a row has too many or too few cells.
+        No cell is shown, not even of the header: without one the first line is a record.
     """
-    shown = repr(str(path))
+    file_name = called or f"`data.path` {str(path)!r}"
     try:
         with Path(path).open(encoding="utf-8-sig", newline="") as file:
             lines = [[cell.strip() for cell in line] for line in csv.reader(file, strict=True) if line]
     except OSError as error:
-        raise DataError(f"`data.path` must be a readable file, got {shown}: {error.strerror}") from error
+        raise DataError(f"{file_name} must be a readable file: {error.strerror}") from error
     except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"`data.path` must be a CSV file in UTF-8, got {shown}: {error}") from error
+        # The whole text of a decoding error shows a byte.
+        reason = error.reason if isinstance(error, UnicodeDecodeError) else error
+        raise DataError(f"{file_name} must be a CSV file in UTF-8: {reason}") from error
     if len(lines) < 2:
-        raise DataError(
-            f"`data.path` must hold a header and at least one row, got {len(lines)} lines in {shown}"
-        )
+        raise DataError(f"{file_name} must hold a header and at least one row, got {len(lines)} lines")
     header, *rows = lines
-    if len(set(header)) < len(header):
-        raise DataError(f"the header of {shown} must name each column once, got {header}")
+    if twice := [place for place, name in enumerate(header, start=1) if header.count(name) > 1]:
+        raise DataError(f"{file_name} must name each column once, got columns {twice} with a name in common")
     for number, row in enumerate(rows, start=1):
         if len(row) != len(header):
-            raise DataError(f"row {number} of {shown} must have {len(header)} cells, got {len(row)}")
+            raise DataError(f"{file_name} must have {len(header)} cells in row {number}, got {len(row)}")
     return [dict(zip(header, row, strict=True)) for row in rows]
 
 
@@ -71,27 +74,23 @@ class TableAdapter:
         One mapping from column to cell per record, all with the same columns.
     spec : TableSpec
         What the columns are for.
+    owner : str | None
+        The site whose own table this is: all rows are its, and a column of sites may be left out.
 
     Raises
     ------
     DataError
-        If there are no rows, a column is not in the table, or a row names no site or an unknown one.
+        If there are no rows, a column is not in the table, or a row names no site, an unknown one or,
+        in an owner's table, another one.
     """
 
-    def __init__(self, rows: Sequence[Row], spec: TableSpec) -> None:
+    def __init__(self, rows: Sequence[Row], spec: TableSpec, owner: str | None = None) -> None:
         if not rows:
             raise DataError("the table must have at least one row, got none")
-        for column in spec.columns:
-            if column not in rows[0]:
-                raise DataError(f"`{column}` must be a column of the table{nearest(column, rows[0])}")
+        _check_columns(rows[0], spec, owner)
         self.spec = spec
-        self._members = _rows_by_site(rows, spec)
-        self._schema = Schema(
-            spec.modalities,
-            spec.label.names,
-            {name: grouping.names for name, grouping in spec.attributes.items()},
-            spec.sites or tuple(sorted(self._members)),
-        )
+        self._members = _rows_by_site(rows, spec) if owner is None else _own_rows(rows, spec, owner)
+        self._schema = spec.schema(self._members)
 
     @property
     def schema(self) -> Schema:
@@ -120,6 +119,27 @@ class TableAdapter:
             _indices(rows, self.spec.label, "label", site),
             {name: _indices(rows, group, name, site) for name, group in self.spec.attributes.items()},
         )
+
+
+def _check_columns(row: Row, spec: TableSpec, owner: str | None) -> None:
+    """Refuse a table without a column that is needed."""
+    for column in spec.columns:
+        if column not in row and (owner is None or column != spec.site):
+            # An owner's errors travel, and without a header these names would be a record's values.
+            hint = nearest(column, row) if owner is None else ""
+            raise DataError(f"`{column}` must be a column of the table{hint}")
+
+
+def _own_rows(rows: Sequence[Row], spec: TableSpec, owner: str) -> dict[str, list[NumberedRow]]:
+    """Return all rows as the owner's; one that names another site is refused, by its number alone."""
+    numbered = list(enumerate(rows, start=1))
+    for number, row in numbered:
+        if spec.site is not None and row.get(spec.site, owner) != owner:
+            raise DataError(
+                f"`{spec.site}` must be {owner!r} in every row of that site's own file, got another value "
+                f"in row {number}"
+            )
+    return {**{site: [] for site in spec.sites}, owner: numbered}
 
 
 def _rows_by_site(rows: Sequence[Row], spec: TableSpec) -> dict[str, list[NumberedRow]]:

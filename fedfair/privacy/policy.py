@@ -1,82 +1,234 @@
-"""A site's own settings: what it asks of any run, whatever the server sends.
+"""A site's own settings: what it gives to a run and what it asks of any, whatever the server sends.
 
-They stand in the configuration of the hospital's node (``--node-config`` of its SuperNode). Each
-key that is given binds; with any of them, a run that protects less is refused.
+They stand in the configuration of the hospital's node (``--node-config`` of its SuperNode), or in a
+YAML file that its key ``settings`` names. A node with such a file chooses its own data, ledger and
+plug-ins; a floor binds wherever it stands, and a run that protects less is refused.
 """
 
 from __future__ import annotations
 
-import difflib
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 
+from fedfair.budget import dataset_identity, ledger_folder
 from fedfair.config import Config
-from fedfair.errors import ConfigError, PrivacyError
+from fedfair.data.schema import Schema
+from fedfair.errors import ConfigError, FedfairError, PrivacyError, nearest
+from fedfair.privacy import node_settings as read
+from fedfair.privacy.edge import Discreet
 
-KEYS = ("ledger", "dataset", "max-epsilon", "max-delta", "public-test")
+OWN_RECORDS = "the site's records"
+FEWEST = 3  # the sum of two sites tells each the other's
 
 
 @dataclass(frozen=True)
 class Policy:
-    """What a site insists on.
+    """What a site gives and insists on.
 
     Attributes
     ----------
+    site : str | None
+        Its name; None in a simulation, where a node's number says it.
+    settings : Path | None
+        The file that settings come from.
+    data : Path | None
+        Its records; with them no other path is read.
     ledger : Path | None
         Folder of its ledgers.
     dataset : str | None
         Its name of its data in the ledger.
+    audit : Path | None
+        The file in which it notes what left it.
     max_epsilon, max_delta : float | None
         Cap over all runs on its data, and the largest delta at which a run may count.
+    min_noise : float | None
+        The smallest noise multiplier of training.
+    min_records : int
+        The fewest training records with which it takes part; under privacy, of all records.
     public_test : bool
         Whether its test records may be shown exactly (`privacy.evaluation: exact`).
+    attributes : tuple[tuple[str, tuple[str, ...]], ...] | None
+        The only attributes, with their groups, that it reports by; None for any.
+    allow : tuple[str, ...]
+        Each ``package.module:factory`` that a run may name, if there is a settings file.
+    key, roster : Path | None
+        Its node's private key, and the file of all sites' public keys, for secure sums that do not
+        trust the server to pass keys on.
+    secure_only : bool
+        Whether it takes part in secure sums alone, and none of fewer than three sites.
+    binds : bool
+        Whether only private runs will do: a floor is given, or the node's own configuration, rather
+        than the file, names `ledger` or `dataset`.
     """
 
+    site: str | None = None
+    settings: Path | None = None
+    data: Path | None = None
     ledger: Path | None = None
     dataset: str | None = None
+    audit: Path | None = None
     max_epsilon: float | None = None
     max_delta: float | None = None
+    min_noise: float | None = None
+    min_records: int = 0
     public_test: bool = False
+    attributes: read.Vocabulary | None = None
+    allow: tuple[str, ...] = ()
+    key: Path | None = None
+    roster: Path | None = None
+    secure_only: bool = False
+    binds: bool = False
 
     @classmethod
     def of(cls, node: Mapping[str, object]) -> Policy:
-        """Read the node's configuration.
+        """Read the node's configuration, and below it the settings file that it names.
 
         Raises
         ------
         ConfigError
-            If a key looks like one of these and is not, or a value is no number above 0.
+            If a key looks like one of these and is not, the file holds an unknown one or cannot be
+            read, a value is not what its key takes, or `data` stands without `site`.
         """
-        for key in node.keys() - {*KEYS}:
-            # A misspelt cap must not be no cap; other keys are other people's.
-            if meant := difflib.get_close_matches(key.lower().replace("_", "-"), KEYS, n=1, cutoff=0.85):
-                raise ConfigError(f"`{key}` of the node is not a known key; did you mean `{meant[0]}`?")
+        read.refuse_misspelt(node)
+        own = read.given(node)
+        settings = read.place(own, "settings")
+        found = own if settings is None else {**read.read_settings(settings), **own}
+        if "data" in found and "site" not in found:
+            raise ConfigError("`site` of the node must name the hospital whose `data` these are, got none")
         return cls(
-            Path(str(node["ledger"])) if "ledger" in node else None,
-            str(node["dataset"]) if "dataset" in node else None,
-            _positive(node, "max-epsilon"),
-            _positive(node, "max-delta"),
-            str(node.get("public-test", False)).lower() == "true",
+            site=read.text(found, "site"),
+            settings=settings,
+            data=read.place(found, "data"),
+            ledger=read.place(found, "ledger"),
+            dataset=read.text(found, "dataset"),
+            audit=read.place(found, "audit"),
+            max_epsilon=read.positive(found, "max-epsilon"),
+            max_delta=read.positive(found, "max-delta"),
+            min_noise=read.positive(found, "min-noise"),
+            min_records=read.count(found, "min-records"),
+            public_test=str(found.get("public-test", False)).lower() == "true",
+            attributes=read.vocabulary(found, "attributes"),
+            allow=read.texts(found, "allow"),
+            key=read.place(found, "key"),
+            roster=read.place(found, "roster"),
+            secure_only=str(found.get("secure-only", False)).lower() == "true",
+            binds=bool(found.keys() & {*read.FLOOR} or own.keys() & {"ledger", "dataset"}),
         )
 
-    @property
-    def binds(self) -> bool:
-        """Whether the site asks for anything."""
-        return any(x is not None for x in (self.ledger, self.dataset, self.max_epsilon, self.max_delta))
-
     def check(self, config: Config) -> None:
-        """Refuse a run that protects less than the site asks for.
+        """Refuse a run that names what is the site's to choose, or protects less than it asks for.
+
+        Parameters
+        ----------
+        config : Config
+            As the server sends it: resolved, so that the noise multiplier stands in it.
 
         Raises
         ------
         PrivacyError
             Naming the key of the run.
         """
-        if not self.binds:
+        if self.secure_only and not config.secure.enabled:
+            raise PrivacyError("`secure.enabled` must be true, as this site asks, got False")
+        if self.secure_only and config.secure.fewest < FEWEST:
+            raise PrivacyError(
+                f"`secure.fewest` must be at least {FEWEST}, as this site asks, got {config.secure.fewest}"
+            )
+        if self.settings is not None:
+            self._check_names(config)
+        if self.binds:
+            self._check_floor(config)
+
+    def path(self, config: Config) -> str | None:
+        """Return where the records of this node are: its own `data`, else what the run says."""
+        return config.data.path if self.data is None else str(self.data)
+
+    def account(self, config: Config) -> tuple[Path, str]:
+        """Return the folder of the site's ledgers, and its data's name there.
+
+        A site with data or settings of its own has one account unless it names its data: were that
+        name the run's to choose, or the file's, each new one would open an account with nothing spent.
+        """
+        named = OWN_RECORDS if self.settings or self.data else dataset_identity(config)
+        return self.ledger or ledger_folder(config), self.dataset or named
+
+    def check_schema(self, schema: Schema) -> None:
+        """Refuse attributes, or groups of one, that are not exactly those of the site's vocabulary.
+
+        Raises
+        ------
+        PrivacyError
+            Naming the attribute.
+        """
+        if self.attributes is None:
             return
+        known = dict(self.attributes)
+        for name, groups in schema.attributes.items():
+            if name not in known:
+                raise PrivacyError(
+                    f"attribute `{name}` must be one of {[*known]}, by which alone this site reports"
+                    f"{nearest(name, known)}"
+                )
+            if {*groups} != {*known[name]}:
+                raise PrivacyError(
+                    f"groups of `{name}` must be {[*known[name]]}, by which alone this site reports, "
+                    f"got {[*groups]}"
+                )
+
+    def check_records(self, site: str, count: int, private: bool) -> None:
+        """Refuse to take part with fewer records than the site asks for.
+
+        Parameters
+        ----------
+        site : str
+            For the message.
+        count : int
+            Training records; under privacy all of its records, since the run chooses the split and
+            could learn their number by asking again with another.
+        private : bool
+            Whether the number must not be told.
+
+        Raises
+        ------
+        PrivacyError
+            With the number, or under privacy with nothing but that the site does not take part.
+        """
+        if count >= self.min_records:
+            return
+        if private:
+            raise PrivacyError(f"site {site} does not take part in this run")
+        raise PrivacyError(
+            f"site {site} must have {self.min_records} training records to take part, got {count}"
+        )
+
+    def discretion(self, config: Config, site: str) -> contextlib.AbstractContextManager[object]:
+        """Return what keeps the text of an error at `site`: of any under privacy, else of unexpected ones.
+
+        A node without a settings file, in a run without privacy, tells all, as in a simulation.
+        """
+        if config.privacy.on:
+            return Discreet(site)
+        return Reticent(site) if self.settings else contextlib.nullcontext()
+
+    def _check_names(self, config: Config) -> None:
+        if self.data is None and config.data.path is not None:
+            raise PrivacyError(
+                f"`data.path` must be left out, the path is the site's to choose, got {config.data.path!r}"
+            )
+        named = {"data": config.data.name, "model": config.model.name, "method": config.method.name}
+        for section, name in named.items():
+            if ":" in name and name not in self.allow:
+                raise PrivacyError(
+                    f"`{section}.name` must be built in or listed in `allow` of the site's settings, "
+                    f"got {name!r}"
+                )
+
+    def _check_floor(self, config: Config) -> None:
         privacy = config.privacy
-        delta = privacy.target_delta or 0.0
+        delta, noise = privacy.target_delta or 0.0, privacy.noise_multiplier or 0.0
         for fine, key, wanted, value in (
             (privacy.mode == "sample", "mode", "sample", privacy.mode),
             (privacy.not_private is None, "exact and `privacy.noise_seed`", "unset", privacy.not_private),
@@ -85,6 +237,12 @@ class Policy:
                 "target_delta",
                 f"{self.max_delta} at most",
                 delta,
+            ),
+            (
+                self.min_noise is None or noise >= self.min_noise,
+                "noise_multiplier",
+                f"{self.min_noise} at least",
+                noise,
             ),
             (
                 self.public_test or privacy.evaluation != "exact",
@@ -97,13 +255,12 @@ class Policy:
                 raise PrivacyError(f"`privacy.{key}` must be {wanted}, as this site asks, got {value!r}")
 
 
-def _positive(node: Mapping[str, object], key: str) -> float | None:
-    if key not in node:
-        return None
-    try:
-        value = float(str(node[key]))
-    except ValueError:
-        value = 0.0
-    if not value > 0:
-        raise ConfigError(f"`{key}` of the node must be a number above 0, got {node[key]!r}")
-    return value
+class Reticent(Discreet):
+    """Keep the text of an unexpected error at the site, for it may hold a cell of a table; refusals pass."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Replace an error that fedfair did not raise on purpose."""
+        if not isinstance(error, FedfairError):
+            super().__exit__(kind, error, trace)

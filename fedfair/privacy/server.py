@@ -77,7 +77,8 @@ def protect(
         return Protected(updates, train, test, None)
     if mode == "sample":
         # Who took part is public, what they hold is not.
-        return Protected(updates, train, test, dict.fromkeys(lengths, float(len(updates))))
+        sites = sum(update.sites for update in updates)
+        return Protected(updates, train, test, dict.fromkeys(lengths, float(sites)))
     if ledger is None:
         raise PrivacyError("`ledger` must be given for site-level privacy, got None")
     ledger.charge(config.name, charges(config, number), charges(config, config.rounds + 1))

@@ -15,11 +15,13 @@ import torch
 from numpy.typing import NDArray
 
 from fedfair import wire
-from fedfair.budget import charges, releases_statistics, round_events
+from fedfair.batch import MultimodalBatch
+from fedfair.budget import charges, releases_statistics, round_events, unit
 from fedfair.coefficients import Coefficients
 from fedfair.config import Config
 from fedfair.data import DataAdapter
 from fedfair.data.encode import num_cells, public_moments
+from fedfair.device import dropout_seeded
 from fedfair.errors import PrivacyError
 from fedfair.local import SiteUpdate
 from fedfair.measure import RecordBounds
@@ -36,8 +38,8 @@ from fedfair.privacy.release import release
 from fedfair.privacy.sample_level import mechanism, train_privately
 from fedfair.privacy.server import statistics_layout
 from fedfair.privacy.settings import statistics_event, training_event
-from fedfair.signals import Signals
-from fedfair.site import Site, Workbench, dropout_seeded
+from fedfair.signals import Signals, signal_shapes
+from fedfair.site import Site, Workbench
 from fedfair.wire import Download
 
 TEST_IS_PUBLIC = Public("the run declares its test records public (`privacy.evaluation: exact`)")
@@ -66,12 +68,18 @@ class PrivateSite(Site):
         self._moments = public_moments(self.schema, config.data.ranges)
         self._checked = False
 
+    def spent(self) -> tuple[float, float] | None:
+        """Return epsilon and delta of the site's account, over all runs on its records."""
+        statement = self._ledger.statement(unit(self.config))
+        return statement.epsilon, statement.delta
+
     def work(self, bench: Workbench, download: Download, round_number: int) -> SiteUpdate:
         """Charge the round, release statistics if it is their turn, and train with noise."""
         download = self._checked_download(download)
         self._begin(bench, round_number)
         bench.load(download.model)
-        train_signals, test_signals = self._released(bench, download, round_number)
+        batches = self._batches(bench, download)
+        train_signals, test_signals = self._released(bench, batches.train, batches.round, round_number)
         rows = self._train(bench, download, round_number)
         return SiteUpdate(self.name, rows, train_signals, test_signals)
 
@@ -81,7 +89,19 @@ class PrivateSite(Site):
         download = self._checked_download(download)
         self._begin(bench, number)
         bench.load(download.model)
-        return SiteUpdate(self.name, {}, *self._released(bench, download, number))
+        batches = self._batches(bench, download)
+        return SiteUpdate(self.name, {}, *self._released(bench, batches.train, batches.test, number))
+
+    def validate(self, bench: Workbench, download: Download) -> SiteUpdate:
+        """Refuse: nobody is charged for a measurement outside of rounds and the final evaluation.
+
+        Raises
+        ------
+        PrivacyError
+            Always.
+        """
+        del bench, download
+        raise PrivacyError("a model must be measured in a round or at the end, got a request in between")
 
     def signals(self, bench: Workbench, download: Download) -> Signals:
         """Refuse: a second exchange would ask for exact sums, or be charged twice.
@@ -152,10 +172,9 @@ class PrivateSite(Site):
         return Noise.fixed(seed, self.config.seed, self.name, number, purpose)
 
     def _released(
-        self, bench: Workbench, download: Download, number: int
+        self, bench: Workbench, train_batch: MultimodalBatch, test_batch: MultimodalBatch, number: int
     ) -> tuple[Signals | None, Signals | None]:
-        """Return training and test signals, each released, exact by declaration, or None."""
-        train_batch, test_batch = self._batches(bench, download)
+        """Return the signals of both batches, each released, exact by declaration, or None."""
         test = None
         if self.config.privacy.evaluation == "exact":
             test = self._measure_test(bench, test_batch)
@@ -165,7 +184,7 @@ class PrivateSite(Site):
         bounds = RecordBounds(self._layout.loss_bound, self._layout.gradient_norm)
         parts = [self._measure_train(bench, train_batch, bounds)]
         if self.config.privacy.evaluation == "released":
-            # A record is in one of the two, so both together are one release.
+            # A record is in one of the two at most, so both together are one release.
             parts.append(self._measure_test(bench, test_batch, bounds))
         event = statistics_event(self.config.privacy)
         released = release(parts, self._layout, event.noise_multiplier, self._noise(number, "statistics"))
@@ -178,13 +197,7 @@ class PrivateSite(Site):
         """Declare released signals; shapes follow from schema, model and configuration."""
         layout, classes = self._layout, len(self.schema.classes)
         width = bench.model.fusion.classifier.in_features + 1
-        bins = self.config.privacy.statistics.bins
-        shapes: dict[str, tuple[int, ...]] = {
-            "counts": (layout.heads, groups, classes),
-            "losses": (layout.heads, groups),
-            "histograms": (layout.heads, groups, layout.scored, 2, bins),
-            "head_gradients": (layout.heads, classes, width),
-        }
+        shapes = signal_shapes(layout.heads, groups, classes, self.config.privacy.statistics.bins, width)
         for name in wire.pack_signals(prefix, signals):
             field = name.partition("/")[2]
             if field == "variance":
@@ -200,7 +213,7 @@ class PrivateSite(Site):
         if self.config.privacy.engine == "opacus":
             describe, train = opacus_mechanism, train_with_opacus
         public = describe(blocks, paths, scales, model.modalities, self.config.privacy)
-        records, noise = self._batches(bench, download)[0], self._noise(number, "training")
+        records, noise = self._batches(bench, download).train, self._noise(number, "training")
         with _secret_dropout(bench.device, noise):
             rows = train(model, blocks, records, scales, terms, self.config.training, public, noise)
         event = training_event(self.config.privacy)

@@ -178,11 +178,12 @@ def load_budget(folder: Path) -> Budget:
 
 def _setting(folder: Path, plain: Mapping[str, Any], seeds: Sequence[int]) -> Setting:
     own = folder / CELLS / plain["folder"]
-    cells = [_cell(own / f"seed-{seed}", seed) for seed in seeds]
-    return Setting(plain["arm"], plain["method"], float(plain["epsilon"]), parse(plain["config"]), cells)
+    config = parse(plain["config"])
+    cells = [_cell(own / f"seed-{seed}", seed, config) for seed in seeds]
+    return Setting(plain["arm"], plain["method"], float(plain["epsilon"]), config, cells)
 
 
-def _cell(folder: Path, seed: int) -> Cell:
+def _cell(folder: Path, seed: int, config: Config) -> Cell:
     error = folder / ERROR
     if error.is_file():
         return Cell(seed, FAILED, error=error.read_text(encoding="utf-8").strip())
@@ -191,7 +192,9 @@ def _cell(folder: Path, seed: int) -> Cell:
     records = [json.loads(line) for line in (folder / ROUNDS).read_text(encoding="utf-8").splitlines()]
     account = json.loads((folder / PRIVACY).read_text(encoding="utf-8"))
     failures = sum(len(record["failed"]) for record in records)
-    return Cell(seed, DONE, records[-1]["test"], account, _resolved(records), failures)
+    # Rounds that were measured on validation records tell nothing of the test records.
+    test = {} if config.data.validation_fraction else records[-1]["test"]
+    return Cell(seed, DONE, test, account, _resolved(records), failures)
 
 
 def _resolved(records: Sequence[Record]) -> float:

@@ -11,17 +11,20 @@ import numpy as np
 import yaml
 
 from fedfair.metrics import auc_bound
-from fedfair.report import _privacy, _tables
+from fedfair.report import _privacy, _rounds, _sums, _tables
 from fedfair.report._load import Experiment, load
 from fedfair.report._macros import MACROS
 from fedfair.report._privacy_page import PRIVACY
 from fedfair.report._results import METRICS, Estimate, Verdict, differences, headline, verdicts
+from fedfair.report._rounds_page import ROUNDS
 from fedfair.report._style import STYLE
 from fedfair.report._table_sections import TABLES
 from fedfair.report._template import PAGE
 from fedfair.resolution import AUC_SD, RATE_SD
 
 REPORT = "report.html"
+PARTS = {"page": PAGE, "macros": MACROS, "privacy": PRIVACY, "tables": TABLES, "rounds": ROUNDS}
+MOST_PANELS, MOST_FAILURES = 6, 40  # runs in the figure of who took part, rows in the table of failures
 
 
 def write_report(folder: Path) -> Path:
@@ -44,7 +47,7 @@ def render(experiment: Experiment) -> str:
     from jinja2 import DictLoader, Environment, StrictUndefined
 
     environment = Environment(
-        loader=DictLoader({"page": PAGE, "macros": MACROS, "privacy": PRIVACY, "tables": TABLES}),
+        loader=DictLoader(PARTS),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -75,7 +78,9 @@ def _context(experiment: Experiment) -> dict[str, Any]:
         "released": any(e.released for e in experiment.evaluations.values()),
         "linear": AUC_SD,
         "rate_limit": RATE_SD,
+        "sums": _sums.opening(experiment),
         "privacy": _private(experiment),
+        "rounds": _training(experiment),
         "gaps": experiment.gaps(),
         "metrics": METRICS,
         "headline": headline(experiment),
@@ -112,6 +117,23 @@ def _private(experiment: Experiment) -> dict[str, Any]:
         "unprotected": _privacy.unprotected(experiment),
         "ledgers": _privacy.ledgers(experiment),
         "tables": _privacy.released_tables(experiment),
+    }
+
+
+def _training(experiment: Experiment) -> dict[str, Any]:
+    """Return what the section on the rounds shows."""
+    from fedfair.report import _rounds_figure
+
+    missed = _rounds.presences(experiment)
+    return {
+        "any": any(run.last_round > 0 for run in experiment.runs.values()),
+        "presence": _rounds_figure.presence(missed[:MOST_PANELS]),
+        "left_out": len(missed[MOST_PANELS:]),
+        "failures": _rounds.failures(experiment),
+        "most": MOST_FAILURES,
+        "repeated": _rounds.repeated(experiment),
+        "endings": _rounds.endings(experiment),
+        "notices": _rounds.notices(experiment),
     }
 
 

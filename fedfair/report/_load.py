@@ -9,68 +9,22 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from fedfair.errors import RunError
-from fedfair.signals import Signals, Variance
+from fedfair.report._evaluation import Evaluation, load_evaluation, metrics_of
+from fedfair.secure import ALL
 
-Array = NDArray[np.float64]
 Record = Mapping[str, Any]
 
 EXPERIMENT, ROUNDS, EVALUATION = "experiment.json", "rounds.jsonl", "evaluation.npz"
-PRIVACY, LEDGERS = "privacy.json", "ledgers"
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """The final model on the test records, by site, head and product cell.
-
-    Attributes
-    ----------
-    counts, train_counts : Array
-        [K, H, cells, C] test and training records; the latter are zeros if nobody may know them.
-    losses : Array
-        [K, H, cells].
-    histograms : Array
-        [K, H, cells, T, 2, Q].
-    variance : Array
-        [K, 3] of the noise in a cell of histograms, losses and head gradients; zeros if exact.
-    """
-
-    counts: Array
-    losses: Array
-    histograms: Array
-    train_counts: Array
-    variance: Array
-
-    @property
-    def released(self) -> bool:
-        """Whether the test signals carry noise."""
-        return bool(self.variance.any())
-
-    @property
-    def pooled(self) -> Signals:
-        """The test signals of all sites together."""
-        summed = (self.counts.sum(0), self.losses.sum(0), self.histograms.sum(0))
-        return Signals(*summed, variance=_noise(self.variance.sum(0)))
-
-    def site(self, index: int) -> Signals:
-        """Return the test signals of one site."""
-        own = (self.counts[index], self.losses[index], self.histograms[index])
-        return Signals(*own, variance=_noise(self.variance[index]))
-
-
-def _noise(variance: Array) -> Variance | None:
-    return Variance(*variance.tolist()) if variance.any() else None
+PRIVACY, OUTCOME, LEDGERS = "privacy.json", "outcome.json", "ledgers"
 
 
 @dataclass(frozen=True)
 class Run:
     """One seed of one arm: a record per model, and the final evaluation if it was reached.
 
-    `privacy` is what the run promised and spent, and `folder` where it lies; None and empty if there is
-    none.
+    `privacy` is what the run promised and spent, `outcome` how it ended, and `folder` where it lies; None
+    and empty if there is none.
     """
 
     seed: int
@@ -79,6 +33,7 @@ class Run:
     evaluation: Evaluation | None = None
     privacy: Mapping[str, Any] | None = None
     folder: Path = Path()
+    outcome: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def last_round(self) -> int:
@@ -91,9 +46,14 @@ class Run:
         return max((int(r["round"]) for r in self.records if r["test"]), default=-1)
 
     @property
-    def stopped(self) -> str | None:
+    def capped(self) -> str | None:
         """Why training ended early at the privacy cap, or None."""
         return None if self.privacy is None else self.privacy["stopped"]
+
+    @property
+    def stopped(self) -> str | None:
+        """Why training ended early, for whatever reason, or None."""
+        return self.capped or self.outcome.get("stopped")
 
     def test_at(self, round_number: int) -> Record | None:
         """Return the test metrics of the model after `round_number` rounds, or None."""
@@ -161,18 +121,36 @@ class Experiment:
         return bool(self.privacy["mode"] != "off")
 
     @property
+    def summed(self) -> bool:
+        """Whether the server saw sums over sites alone, so that nothing of one site is known."""
+        return bool(self.config.get("secure", {}).get("enabled", False))
+
+    @property
+    def shown_sites(self) -> tuple[str, ...]:
+        """Whose figures an evaluation holds: each site's, or those of all together."""
+        return (ALL,) if self.summed else tuple(self.schema["sites"])
+
+    @property
     def untested(self) -> bool:
         """Whether test metrics are not to be known at all."""
         return self.private and self.privacy.get("evaluation") == "none"
+
+    @property
+    def validated(self) -> bool:
+        """Whether rounds were measured on validation records, and only the kept model on test records."""
+        return float(self.config.get("data", {}).get("validation_fraction", 0.0)) > 0
 
     @cached_property
     def compared_round(self) -> int:
         """The round whose models are compared; -1 if no model was evaluated.
 
         The last planned one as soon as any run reached it, else the last one that all runs with a
-        record have reached, so that arms are never compared at different rounds. A run that ended at
-        its privacy cap has reached its end.
+        record have reached, so that arms are never compared at different rounds. A run that ended
+        early for a reason of its own has reached its end; where rounds saw validation records, the kept
+        models are compared.
         """
+        if self.validated:
+            return self.rounds if any(run.evaluation for run in self.runs.values()) else -1
         found = [run for run in self.runs.values() if run.records]
         reached = [self.rounds if run.stopped else run.last_tested for run in found]
         if not any(run.last_tested >= 0 for run in found):
@@ -182,12 +160,18 @@ class Experiment:
     def compared(self, arm: str) -> dict[int, Record]:
         """Return by seed the test metrics of an arm's models after `compared_round` rounds.
 
-        Of a run that ended at its privacy cap they are those of its last model.
+        Of a run that ended early they are those of its last model, and of its kept one where rounds
+        were measured on validation records.
         """
         runs = [self.runs[seed, arm] for seed in self.seeds]
+        if self.validated:
+            return {run.seed: self._tested(run.evaluation) for run in runs if run.evaluation}
         last = [run.last_round if run.stopped else self.compared_round for run in runs]
         found = {run.seed: run.test_at(number) for run, number in zip(runs, last, strict=True)}
         return {seed: test for seed, test in found.items() if test is not None}
+
+    def _tested(self, evaluation: Evaluation) -> Record:
+        return metrics_of(evaluation, self.shown_sites, self.schema, self.attribute, self.min_count)
 
     @cached_property
     def shown_seed(self) -> int:
@@ -213,8 +197,8 @@ class Experiment:
     def _missing(self, run: Run) -> str:
         if not run.records:
             return "no results"
-        if run.last_round < self.rounds:
-            cap = ", where it reached its privacy cap" if run.stopped else ""
+        if run.last_round < self.rounds and (run.capped or not run.stopped):
+            cap = ", where it reached its privacy cap" if run.capped else ""
             return f"{run.last_round} of {self.rounds} rounds{cap}"
         return "" if run.evaluation or self.untested else "no final evaluation"
 
@@ -240,16 +224,15 @@ def load(folder: Path) -> Experiment:
 
 
 def _load_run(folder: Path, seed: int, arm: str) -> Run:
-    rounds, stored = folder / ROUNDS, folder / EVALUATION
+    rounds = folder / ROUNDS
     lines = rounds.read_text(encoding="utf-8").splitlines() if rounds.is_file() else []
     # A crash may leave the last line half written.
     records = tuple(json.loads(line) for line in lines if line.endswith("}"))
-    told = folder / PRIVACY
-    privacy = json.loads(told.read_text(encoding="utf-8")) if told.is_file() else None
-    return Run(seed, arm, records, _load_evaluation(stored) if stored.is_file() else None, privacy, folder)
+    evaluation = load_evaluation(folder / EVALUATION)
+    return Run(seed, arm, records, evaluation, _told(folder / PRIVACY), folder, _told(folder / OUTCOME) or {})
 
 
-def _load_evaluation(path: Path) -> Evaluation:
-    with np.load(path, allow_pickle=False) as arrays:
-        stored = {"variance": np.zeros((len(arrays["counts"]), 3)), **arrays}
-    return Evaluation(**{item.name: stored[item.name] for item in fields(Evaluation)})
+def _told(path: Path) -> Mapping[str, Any] | None:
+    """Return what a run wrote of itself, or None if it did not get so far."""
+    found: Mapping[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return found

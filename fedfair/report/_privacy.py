@@ -16,6 +16,7 @@ from fedfair.privacy.ledger import Ledger
 from fedfair.privacy.settings import PrivacyConfig, statistics_event, training_event
 from fedfair.report._load import LEDGERS, Experiment, Record, Run
 from fedfair.report._results import number
+from fedfair.report._rounds import by_run
 
 EXACT_TEST = ("Test patients.", "The test figures are exact sums over them (evaluation: exact).")
 OF_SITES = (("Sites from the server.", "It sees each site's update before noise, and must be trusted."),)
@@ -113,11 +114,7 @@ def _spent(run: Run) -> float:
 
 def stops(experiment: Experiment) -> list[str]:
     """Return why training ended at the cap, once for all runs of which it is told."""
-    told: dict[str, list[str]] = {}
-    for run in experiment.runs.values():
-        if run.stopped:
-            told.setdefault(run.stopped, []).append(f"{run.arm}, seed {run.seed}")
-    return [f"{'; '.join(who)}: {why}" for why, who in told.items()]
+    return by_run((run, run.capped or "") for run in experiment.runs.values())
 
 
 def not_private(experiment: Experiment) -> list[str]:

@@ -20,6 +20,10 @@ Epsilon is the bound, and smaller is stronger; delta is the probability left out
 {% if x.seeds|length > 1 %}<small>This holds for the run of each seed by itself.</small>{% endif %}</li>
 {% endfor %}
 </ul>
+{% if x.summed %}
+<p class="note">Each figure is of one {{ place }}'s own uploads and their noise, as if they had been seen:
+that only sums were seen is not counted on.</p>
+{% endif %}
 {% else %}
 <p class="note">No run has ended, so none has stated what it spent. The ledgers hold what was charged.</p>
 {% endif %}

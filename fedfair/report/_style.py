@@ -31,6 +31,7 @@ tbody tr { border-bottom: 1px solid var(--line); } tbody tr.inner { border-botto
 tr.sum { border-top: 2px solid var(--ink); }
 td small, th small { display: block; color: var(--muted); font-size: 13px; font-weight: 400; }
 td.none { color: var(--muted); }
+td.said { text-align: left; white-space: normal; overflow-wrap: anywhere; min-width: 6em; }
 table.stretch { width: 100%; }
 figure { margin: 14px 0 24px; } figure svg { display: block; width: 100%; height: auto; }
 svg text { font-family: inherit !important; } svg image { image-rendering: pixelated; }

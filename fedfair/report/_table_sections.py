@@ -2,6 +2,7 @@
 
 TABLES = """
 {% from "macros" import count, estimate, noise, value with context %}
+{% macro whose(site) %}{{ "all " ~ place ~ "s" if x.summed else site }}{% endmacro %}
 <h2>By group</h2>
 {% for table in group_tables %}
 <h3>{{ table.attribute }}{% if table.modulated %} (modulated){% endif %}</h3>
@@ -36,6 +37,9 @@ TABLES = """
 {% endfor %}
 
 <h2>By {{ place }}</h2>
+{% if x.summed %}
+<p>The {{ place }}s are not shown one by one: the run summed securely, so only their totals are known.</p>
+{% else %}
 <div class="scroll"><table>
 <caption>AUC of the one global model on each {{ place }}'s test records, with the 95%
 {{ "t interval over seeds" if many else "bootstrap interval" }} below.
@@ -63,6 +67,7 @@ TABLES = """
 <p class="note">“Pairs within a {{ place }}” compares only records of one {{ place }}. If it is far
 below “all records”, part of the AUC comes from {{ place }}s that differ in prevalence.</p>
 {% endif %}
+{% endif %}
 
 {% if patient_rows %}
 <h2>{{ "Records" if x.synthetic else "Patients" }}</h2>
@@ -73,7 +78,7 @@ below “all records”, part of the AUC comes from {{ place }}s that differ in 
 {% for name in x.schema.classes %}<th>{{ name }}</th>{% endfor %}<th>all</th></tr></thead>
 <tbody>
 {% for row in patient_rows %}{% for group in groups %}{% set g = loop.index0 %}
-<tr{% if not loop.last %} class="inner"{% endif %}><th scope="row">{{ row.site if loop.first }}</th>
+<tr{% if not loop.last %} class="inner"{% endif %}><th scope="row">{{ whose(row.site) if loop.first }}</th>
 <th scope="row">{{ group }}</th>
 {% for test in row.test[g] + [row.test[g]|sum] %}
 <td>{% if row.train %}{{ (row.train[g] + [row.train[g]|sum])[loop.index0] }} + {% endif %}{{ test }}</td>
@@ -82,12 +87,12 @@ below “all records”, part of the AUC comes from {{ place }}s that differ in 
 </tbody></table></div>
 <div class="scroll"><table>
 <caption>{{ "Records" if totals.train else "Test records" }} that have each modality, of all
-{{- "" if totals.train else " test" }} records of the {{ place }}.</caption>
+{{- "" if totals.train else " test" }} records{{ "" if x.summed else " of the " ~ place }}.</caption>
 <thead><tr><th class="first">{{ place }}</th>
 {% for name in x.schema.modalities %}<th>{{ name }}</th>{% endfor %}<th>all</th></tr></thead>
 <tbody>
 {% for row in coverage_rows %}
-<tr><th scope="row">{{ row.site }}</th>
+<tr><th scope="row">{{ whose(row.site) }}</th>
 {% for n in row.observed %}<td>{{ n }}<small>{{ n|percent(row.total) }}</small></td>{% endfor %}
 <td>{{ row.total }}</td></tr>
 {% endfor %}

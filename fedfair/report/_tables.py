@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from fedfair.assessment import GroupMetrics, assess
 from fedfair.metrics import within_site_auc
-from fedfair.report._load import Evaluation, Experiment
+from fedfair.report._evaluation import Evaluation
+from fedfair.report._load import Experiment
 from fedfair.report._results import Estimate, level_over_seeds, number, resampled
 from fedfair.resolution import resolved_auc
 
@@ -61,7 +62,7 @@ class SiteRow:
 
 @dataclass(frozen=True)
 class PatientRow:
-    """One site: training and test records [G, C] by modulated group and class.
+    """One site, or all: training and test records [G, C] by modulated group and class.
 
     `train` is None if nobody may know it.
     """
@@ -73,7 +74,7 @@ class PatientRow:
 
 @dataclass(frozen=True)
 class CoverageRow:
-    """One site: records with each modality, of all its records."""
+    """One site, or all: records with each modality, of all its records."""
 
     site: str
     observed: Sequence[int]
@@ -122,7 +123,12 @@ def count_heads(experiment: Experiment) -> list[str]:
 
 
 def site_rows(experiment: Experiment) -> list[SiteRow]:
-    """Return a row per site: test records of the shown seed, AUC as the mean over seeds."""
+    """Return a row per site: test records of the shown seed, AUC as the mean over seeds.
+
+    None where the server saw sums over sites alone.
+    """
+    if experiment.summed:
+        return []
     some = next(iter(experiment.evaluations.values()), None)
     return [
         SiteRow(
@@ -157,9 +163,10 @@ def _site_auc(experiment: Experiment, arm: str, index: int, site: str) -> Estima
 def pooled_and_within(experiment: Experiment) -> list[tuple[Estimate, Estimate]]:
     """Return per arm the AUC over all pairs of test records, and over pairs of one site, over seeds.
 
-    The latter is not estimated from released sums: few pairs carry the noise of all cells of a site.
+    The latter is not estimated from released sums: few pairs carry the noise of all cells of a site. None
+    where the server saw sums over sites alone.
     """
-    return [_pooled_and_within(experiment, arm) for arm in experiment.arms]
+    return [] if experiment.summed else [_pooled_and_within(experiment, arm) for arm in experiment.arms]
 
 
 def _pooled_and_within(experiment: Experiment, arm: str) -> tuple[Estimate, Estimate]:
@@ -183,7 +190,7 @@ def _within_site(evaluation: Evaluation) -> float:
 
 
 def patient_rows(experiment: Experiment) -> list[PatientRow]:
-    """Return a row per site of the shown seed's records by modulated group and class.
+    """Return a row per site, or one of all, of the shown seed's records by modulated group and class.
 
     None for released records: noise is as large as the small cells.
     """
@@ -194,7 +201,7 @@ def patient_rows(experiment: Experiment) -> list[PatientRow]:
     known = bool(some.train_counts.any())
     return [
         PatientRow(site, list(map(_whole, train[k])) if known else None, list(map(_whole, test[k])))
-        for k, site in enumerate(experiment.schema["sites"])
+        for k, site in enumerate(experiment.shown_sites)
     ]
 
 
@@ -207,14 +214,14 @@ def _by_group(experiment: Experiment, counts: Array) -> Array:
 
 
 def coverage_rows(experiment: Experiment) -> list[CoverageRow]:
-    """Return a row per site: how many of its known records have each modality; none for released ones."""
+    """Return a row per site, or one of all: how many known records have each modality; none for released."""
     some = next(iter(experiment.evaluations.values()), None)
     if some is None or some.released:
         return []
     by_head = (some.train_counts + some.counts).sum((-1, -2))
     return [
         CoverageRow(site, _whole(by_head[k, 1:]), int(by_head[k, 0]))
-        for k, site in enumerate(experiment.schema["sites"])
+        for k, site in enumerate(experiment.shown_sites)
     ]
 
 

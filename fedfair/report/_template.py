@@ -48,6 +48,20 @@ Records never leave their site. {{ x.schema.modalities|length }} modalities
 ({{ x.schema.modalities|join(", ") }}) predict {{ x.schema.classes|join(" or ") }}. The modulated attribute is
 <b>{{ x.attribute }}</b> ({{ groups|join(", ") }}). {{ x.rounds }} rounds, {{ x.seeds|length }}
 seed{{ "s" if x.seeds|length > 1 }}; each seed draws its own split, initial model and order of records.</p>
+{% if sums %}
+<p><b>Secure aggregation: the server saw sums over sites only.</b> No sum of fewer than
+{{ sums.rule.fewest }} {{ place }}s is opened.
+{% if sums.plan and sums.plan.complete %}
+With all {{ sums.plan.sites }} there, {{ sums.plan.threshold }} must answer to the end to open one
+{%- if sums.plan.sites > sums.plan.threshold %}, so {{ sums.plan.sites - sums.plan.threshold }} may go missing
+{%- endif %}.
+{% elif sums.plan %}
+Each {{ place }} shares its secrets with {{ sums.plan.degree }} others, and {{ sums.plan.threshold }} of these
+{{ sums.plan.holders }} must answer to the end to open one.
+{% endif %}
+The rule allows for {{ sums.rule.collusion|percent(1) }} of the {{ place }}s working for the server and for
+{{ sums.rule.dropout|percent(1) }} missing.</p>
+{% endif %}
 
 <div class="verdict">
 {% for v in verdicts %}
@@ -128,11 +142,15 @@ n.e.: not estimable, see Limits.
 {% if not x.untested %}
 {% include "tables" %}
 {% endif %}
+{% include "rounds" %}
 {% if curves %}
 <h2>Over rounds</h2>
 {% call figure(curves, "Training loss, AUC, ES-AUC and worst-group AUC over rounds") %}
 Mean over seeds; the band spans the lowest and the highest seed. Round 0 is the initial model. The loss is of
-training records, the rest of test records.
+training records, the rest of <b>{{ "validation" if x.validated else "test" }} records</b>.
+{% if x.validated %}
+The test records were looked at once, in the end: the other figures on this page are theirs.
+{% endif %}
 {% if x.private %}What was released with noise is drawn only where it is clear of the noise.{% endif %}
 {% endcall %}
 {% endif %}
@@ -170,6 +188,10 @@ between groups come out larger under noise than they are.</li>
 {% endif %}
 <li><b>Not estimable (n.e.)</b>: an AUC from fewer than {{ x.min_count }} records of a class, or a rate from
 fewer than {{ x.min_count }} records, is not shown. Such a group is left out of every metric over groups.</li>
+{% if x.summed %}
+<li>Nothing is known of a single {{ place }}, nor of pairs of records within one: whether part of the AUC
+comes from {{ place }}s that differ in prevalence cannot be told.</li>
+{% endif %}
 <li>Small groups have wide intervals. A group's number says little without its interval and its count.</li>
 <li>Bootstrap intervals describe which test records happened to be drawn, for this one trained model. They
 leave out the randomness of training.

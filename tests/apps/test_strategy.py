@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from flwr.app import Array, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from client.app import app as client_app
-from fedfair.errors import InconsistentUpdates, RunError
+from fedfair.errors import RunError
 from server.app import app as server_app
 from simulations.grid import InProcessGrid
-from tests.apps.runs import HEART, SHORT, rounds, run, same_bits
+from tests.apps.runs import HEART, SHORT, rounds, run, same_bits, weights
 
 
 class ChangedGrid(InProcessGrid):
@@ -22,10 +24,8 @@ class ChangedGrid(InProcessGrid):
 
     change: Callable[[list[Message]], list[Message]]
 
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        return self.change(list(super().send_and_receive(messages, timeout=timeout)))
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        return self.change(list(super().pull_messages(message_ids)))
 
 
 def run_changed(
@@ -33,9 +33,7 @@ def run_changed(
 ) -> Path:
     grid = ChangedGrid(client_app, 4)
     grid.change = change
-    values = {"config": str(HEART), "overrides": ";".join(overrides), "output": str(output)}
-    server_app(grid, Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=values))
-    return output
+    return app_run(grid, output, overrides)
 
 
 def edit(name: str, function: Callable[[np.ndarray], np.ndarray]) -> Callable[[list[Message]], list[Message]]:
@@ -43,13 +41,16 @@ def edit(name: str, function: Callable[[np.ndarray], np.ndarray]) -> Callable[[l
 
     def change(replies: list[Message]) -> list[Message]:
         for reply in replies:
-            site = reply.content.config_records["site"]["name"]
             arrays = reply.content.array_records["arrays"]
-            if site == "Hungary" and name in arrays and reply.metadata.message_type == "train":
+            if site_of(reply) == "Hungary" and name in arrays and reply.metadata.message_type == "train":
                 arrays[name] = Array(function(arrays[name].numpy().copy()))
         return replies
 
     return change
+
+
+def site_of(reply: Message) -> str:
+    return str(reply.content.config_records["site"]["name"])
 
 
 def with_nan(value: np.ndarray) -> np.ndarray:
@@ -57,25 +58,132 @@ def with_nan(value: np.ndarray) -> np.ndarray:
     return value
 
 
+class BackwardsGrid(InProcessGrid):
+    """A grid whose last site answers first."""
+
+    waiting: list[str]
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        self.waiting = list(super().push_messages(messages))
+        return self.waiting
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        if list(message_ids) != self.waiting[-1:]:
+            return []
+        return super().pull_messages([self.waiting.pop()])
+
+
+def app_run(grid: InProcessGrid, output: Path, overrides: Iterable[str] = SHORT) -> Path:
+    values = {"config": str(HEART), "overrides": ";".join(overrides), "output": str(output)}
+    server_app(grid, Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=values))
+    return output
+
+
 def test_the_order_of_replies_does_not_change_a_bit(tmp_path: Path) -> None:
-    assert same_bits(run(tmp_path / "a"), run_changed(tmp_path / "b", lambda replies: replies[::-1]))
+    assert same_bits(run(tmp_path / "a"), app_run(BackwardsGrid(client_app, 4), tmp_path / "b"))
 
 
-@pytest.mark.parametrize(
-    ("name", "function", "words"),
-    [
-        ("rows/fusion:fused", with_nan, "`fusion:fused` of site Hungary must be finite"),
-        ("rows/fusion:fused", lambda v: v[:, :-1], "`fusion:fused` of site Hungary must be"),
-        ("train/losses", with_nan, "`losses` of site Hungary .* must be finite"),
-        ("train/counts", lambda v: -v, "`counts` of site Hungary .* must not be negative"),
-        ("test/histograms", lambda v: v + 1, "`histograms` of site Hungary .* must sum to `counts`"),
-    ],
-)
-def test_a_poisonous_update_ends_the_run_by_name(
+POISON = [
+    ("rows/fusion:fused", with_nan, "`fusion:fused` of site Hungary must be finite"),
+    ("rows/fusion:fused", lambda v: v[:, :-1], "`fusion:fused` of site Hungary must be"),
+    ("train/losses", with_nan, "`losses` of site Hungary .* must be finite"),
+    ("train/counts", lambda v: -v, "`counts` of site Hungary .* must not be negative"),
+    ("test/histograms", lambda v: v + 1, "`histograms` of site Hungary .* must sum to `counts`"),
+]
+
+
+@pytest.mark.parametrize(("name", "function", "words"), POISON)
+def test_a_poisonous_update_is_left_out_by_name(
     tmp_path: Path, name: str, function: Callable[[np.ndarray], np.ndarray], words: str
 ) -> None:
-    with pytest.raises(InconsistentUpdates, match=words):
-        run_changed(tmp_path / "run", edit(name, function))
+    for line in rounds(run_changed(tmp_path / "run", edit(name, function)))[1:]:
+        assert line["sites"] == ["Cleveland", "Switzerland", "VA Long Beach"]
+        assert list(line["failed"]) == ["Hungary"]
+        assert re.match(words, line["failed"]["Hungary"])
+
+
+@pytest.mark.parametrize(("name", "function", "words"), POISON)
+def test_a_poisonous_update_ends_the_run_that_needs_all_sites(
+    tmp_path: Path, name: str, function: Callable[[np.ndarray], np.ndarray], words: str
+) -> None:
+    with pytest.raises(RunError, match=f"round 1 could not be committed in 2 attempts: .*{words}"):
+        run_changed(
+            tmp_path / "run", edit(name, function), [*SHORT, "server.min_sites=4", "server.attempts=2"]
+        )
+
+
+def test_an_answer_that_lacks_an_array_is_left_out(tmp_path: Path) -> None:
+    def change(replies: list[Message]) -> list[Message]:
+        for reply in replies:
+            if reply.metadata.message_type == "train" and site_of(reply) == "Hungary":
+                del reply.content.array_records["arrays"]["train/losses"]
+        return replies
+
+    (_, first, _) = rounds(run_changed(tmp_path / "run", change))
+    assert "must hold `train/losses`" in first["failed"]["Hungary"]
+
+
+class LateGrid(InProcessGrid):
+    """A grid in which the answers of one site to training never come, in some exchanges."""
+
+    late = range(1, 2)
+    trained = 0
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        sent = list(messages)
+        ids = list(super().push_messages(sent))
+        self.never = set()
+        if sent[0].metadata.message_type == "train":
+            self.trained += 1
+            self.never = {ids[1]} if self.trained in self.late else set()
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        return [] if set(message_ids) & self.never else super().pull_messages(message_ids)
+
+
+def test_a_round_closes_at_its_deadline_without_the_late_site(tmp_path: Path) -> None:
+    folder = app_run(LateGrid(client_app, 4), tmp_path / "run", [*SHORT, "server.round_timeout=2"])
+    (_, first, second) = rounds(folder)
+    assert first["failed"] == {"Hungary": "no answer before `server.round_timeout` (2 s)"}
+    assert second["sites"] == ["Cleveland", "Hungary", "Switzerland", "VA Long Beach"]
+
+
+def test_a_round_that_too_few_answered_is_repeated_to_the_same_bits(tmp_path: Path) -> None:
+    overrides = [*SHORT, "server.min_sites=4", "server.round_timeout=2"]
+    folder = app_run(LateGrid(client_app, 4), tmp_path / "late", overrides)
+    whole = run(tmp_path / "whole", overrides)
+    assert all(torch.equal(weights(folder)[k], weights(whole)[k]) for k in weights(whole))
+    assert [line["attempts"] for line in rounds(folder)] == [0, 2, 1]
+
+
+class GrowingGrid(InProcessGrid):
+    """A grid that one site joins when the run has begun."""
+
+    messages = 0
+
+    def get_node_ids(self) -> Iterable[int]:
+        return list(super().get_node_ids())[: 3 if self.messages < 2 else 4]
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        self.messages += 1
+        return super().push_messages(messages)
+
+
+def test_a_site_that_comes_later_takes_part_from_then_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.strategy.GATHER_SECONDS", 0.0)
+    folder = app_run(GrowingGrid(client_app, 4), tmp_path / "run")
+    assert [len(line["sites"]) for line in rounds(folder)] == [0, 3, 4]
+    with np.load(folder / "evaluation.npz") as evaluation:
+        assert (evaluation["counts"].sum(axis=(1, 2, 3)) > 0).all()
+
+
+def test_too_few_records_of_a_group_keep_a_round_from_being_committed(tmp_path: Path) -> None:
+    overrides = [*SHORT, "server.min_group_records=5000", "server.attempts=1"]
+    with pytest.raises(RunError, match="group 'female' must have at least 5000 training records"):
+        run(tmp_path / "run", overrides)
 
 
 def test_a_failed_site_is_recorded_and_the_others_go_on(tmp_path: Path) -> None:
@@ -90,17 +198,17 @@ def test_a_failed_site_is_recorded_and_the_others_go_on(tmp_path: Path) -> None:
     server_app(InProcessGrid(failing, 4), context)
     last = rounds(tmp_path / "run")[-1]
     assert last["sites"] == ["Cleveland", "Hungary", "VA Long Beach"]
-    assert list(last["failed"].values()) == ["OSError: disk full"]
+    assert last["failed"] == {"Switzerland": "OSError: disk full"}
 
 
-def test_too_few_sites_end_the_run_with_the_first_failure(tmp_path: Path) -> None:
+def test_a_site_that_is_not_ready_keeps_the_run_from_starting(tmp_path: Path) -> None:
     def fail(*_: object) -> Message:
         raise OSError("disk full")
 
     failing: ClientApp = fail  # type: ignore[assignment]
     values = {"config": str(HEART), "overrides": "rounds=1", "output": str(tmp_path / "run")}
     context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=values)
-    with pytest.raises(RunError, match="at least 1 sites must answer, got 0 .*disk full"):
+    with pytest.raises(RunError, match="every connected site must be ready, node 2 is not: .*disk full"):
         server_app(InProcessGrid(failing, 4), context)
 
 

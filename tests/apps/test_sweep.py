@@ -113,17 +113,19 @@ def test_resume_runs_what_failed_and_keeps_the_rest(
     again = ["sweep", str(path), "--output", str(out), "--resume", "--workers", "1"]
     cell = out / "cells" / "gated-dual_mimo-eps8" / "seed-1"
     before = {p: p.stat().st_mtime_ns for p in out.glob("cells/*/*/model.pt") if p.parent != cell}
-    good, model = (cell / "checkpoint.npz").read_bytes(), (cell / "model.pt").read_bytes()
+    good, model = {p: p.read_bytes() for p in cell.glob("checkpoints/*")}, (cell / "model.pt").read_bytes()
     (cell / "model.pt").unlink()
-    (cell / "checkpoint.npz").write_bytes(b"x" + good)
+    for path, content in good.items():
+        path.write_bytes(b"x" + content)
     assert main(again) == 1
-    assert "checksum differs" in (cell / "error.txt").read_text()
+    assert "all are damaged" in (cell / "error.txt").read_text()
     assert "9 of 10 cells are done, 1 failed" in capsys.readouterr().err
     (row,) = [r for r in read(out) if r["status"] != "done"]
     assert (row["arm"], row["seed"], row["status"], row["auc"]) == ("gated", "1", "failed", "")
     assert "failed: " in (out / "table.md").read_text()
 
-    (cell / "checkpoint.npz").write_bytes(good)
+    for path, content in good.items():
+        path.write_bytes(content)
     assert main(again) == 0
     assert not (cell / "error.txt").exists()
     assert (cell / "model.pt").read_bytes() == model
@@ -174,6 +176,13 @@ def test_noised_test_figures_are_refused(tmp_path: Path, capsys: pytest.CaptureF
     path, out = sweep_file(tmp_path), tmp_path / "out"
     assert main(["sweep", str(path), "--set", "privacy.evaluation=released", "--output", str(out)]) == 1
     assert "`privacy.evaluation` of a sweep's base must be exact" in capsys.readouterr().err
+
+
+def test_rounds_on_validation_records_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, out = sweep_file(tmp_path, set={"rounds": 2, "data.validation_fraction": 0.2}), tmp_path / "out"
+    assert main(["sweep", str(path), "--output", str(out)]) == 1
+    assert "`data.validation_fraction` of a sweep's base must be 0, got 0.2" in capsys.readouterr().err
+    assert not out.exists()
 
 
 @pytest.mark.slow

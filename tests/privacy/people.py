@@ -10,7 +10,7 @@ import numpy as np
 
 from fedfair.config import Config
 from fedfair.data.schema import ArrayModality, Column, Schema, SiteRecords, TableModality
-from fedfair.data.split import hashed_split
+from fedfair.data.split import Sides, hashed_split, split_sides
 
 SITE = "north"
 GROUPS = ("female", "male", "other")
@@ -61,16 +61,21 @@ def patient(
 
 
 def on_side(record: SiteRecords, side: str, config: Config) -> SiteRecords:
-    """Return the record, its first observed value changed by a hair if its hash says the other side."""
+    """Return the record, its first observed value changed by a hair until its hash says this side."""
     name = next(name for name, raw in record.modalities.items() if not np.isnan(raw).all())
     for step in itertools.count():
         moved = record.modalities[name].copy()
         moved[:, 0] *= 1 - 1e-6 * step
         made = SiteRecords({**record.modalities, name: moved}, record.labels, record.attributes)
-        train, _ = hashed_split(made, config.data.test_fraction, config.seed, SITE)
-        if (len(train) == 1) == (side == "train"):
+        if len(getattr(sides_of(made, config), side)) == 1:
             return made
     raise AssertionError
+
+
+def sides_of(records: SiteRecords, config: Config) -> Sides:
+    """Return the sides on which this hospital's records are."""
+    fractions = config.data.test_fraction, config.data.validation_fraction
+    return split_sides(hashed_split, records, *fractions, config.seed, SITE)
 
 
 def joined(*parts: SiteRecords) -> SiteRecords:
@@ -99,7 +104,7 @@ class Neighbours:
 def neighbours(
     config: Config, classes: int = 2, sides: Sequence[str] = ("train", "test")
 ) -> Iterator[Neighbours]:
-    """Yield pairs: ordinary, rare, extreme and empty, the record in training or test set."""
+    """Yield pairs: ordinary, rare, extreme and empty, the record on one of these sides."""
     base = patients(24, classes=classes)
     missing = (np.nan,) * 4
     odd = {
@@ -117,7 +122,6 @@ def neighbours(
             yield Neighbours(f"{name}, {side}", base, joined(own, base))
             yield Neighbours(f"alone and {name}, {side}", base.select(np.zeros(0, np.int64)), own)
     yield Neighbours("nothing observed", base, joined(base, patient(missing[:3], missing)))
-    train, test = hashed_split(base, config.data.test_fraction, config.seed, SITE)
-    for side, index in (("train", train), ("test", test)):
-        if side in sides:
-            yield Neighbours(f"one less, {side}", without(base, int(index[1])), base)
+    for side in sides:
+        index = getattr(sides_of(base, config), side)
+        yield Neighbours(f"one less, {side}", without(base, int(index[1])), base)

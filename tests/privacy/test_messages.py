@@ -46,11 +46,8 @@ class Tapped(InProcessGrid):
         super().__init__(client_app, sites)
         self.heard: dict[str, list[Message]] = defaultdict(list)
 
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        sent = list(messages)
-        replies = list(super().send_and_receive(sent, timeout=timeout))
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        replies = list(super().pull_messages(message_ids))
         for reply in replies:
             self.heard[reply.metadata.message_type].append(reply)
         return replies
@@ -203,7 +200,7 @@ def test_an_error_at_a_site_tells_its_type_alone(factory: str, kind: str, tmp_pa
 
 def test_without_privacy_the_same_error_helps(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=SECRET):
-        tapped(tmp_path, *OWN, f"data.name={__name__}:broken_data", "privacy={mode: 'off'}", sites=2)
+        tapped(tmp_path, *OWN, f"data.name={__name__}:unreadable_data", "privacy={mode: 'off'}", sites=2)
 
 
 def asked(kind: str, overrides: list[str], number: int = 1) -> Message:

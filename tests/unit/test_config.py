@@ -115,7 +115,25 @@ def test_an_empty_section_is_the_default(section: str) -> None:
         ({"server": {"momentum": -0.1}}, "`server.momentum`"),
         ({"server": {"min_sites": 0}}, "`server.min_sites`"),
         ({"server": {"round_timeout": 0}}, "`server.round_timeout`"),
+        ({"server": {"min_group_records": -1}}, "`server.min_group_records` must be at least 0"),
+        ({"server": {"attempts": 0}}, "`server.attempts` must be at least 1"),
+        ({"server": {"keep": 1}}, "`server.keep` must be at least 2"),
+        ({"server": {"monitor": "es_au"}}, "`server.monitor` must be one of.*did you mean `es_auc`"),
+        ({"server": {"monitor": "site_auc"}}, "`server.monitor` must be one of"),
+        ({"server": {"monitor_mode": "up"}}, "`server.monitor_mode` must be max or min"),
+        ({"server": {"patience": 3}}, "`server.monitor` must be given where `server.patience` is"),
+        (
+            {"server": {"monitor": "train_loss", "patience": 0}},
+            "`server.patience` must be at least 1",
+        ),
+        (
+            {"server": {"monitor": "auc"}},
+            "`data.validation_fraction` must be above 0 .*choosing by test records would flatter",
+        ),
+        ({"server": {"monitor": "train_loss", "patience": 1}}, "`data.validation_fraction` must be above 0"),
         ({"data": {"test_fraction": 1.0}}, "`data.test_fraction`"),
+        ({"data": {"validation_fraction": 1.0}}, r"`data.validation_fraction` must be in \[0, 1\)"),
+        ({"data": {"validation_fraction": -0.1}}, r"`data.validation_fraction` must be in \[0, 1\)"),
         ({"data": {"options": [1]}}, "`data.options` must be Mapping"),
         ({"report": {"bins": 7}}, "`report.bins` must be even"),
         ({"report": {"group_min": 0}}, "`report.group_min`"),
@@ -203,6 +221,41 @@ def test_a_file_that_is_not_yaml_is_refused(tmp_path: Path) -> None:
     path.write_text("rounds: [\n")
     with pytest.raises(ConfigError, match=r"bad\.yaml must be valid YAML"):
         load(path)
+
+
+def test_a_run_is_chosen_by_what_it_can_know() -> None:
+    """Under privacy a figure must be released, too."""
+    private = load(Path(__file__).parents[2] / "configs" / "heart_private.yaml").to_dict()
+    private["data"]["validation_fraction"] = 0.2
+    for evaluation, monitor in (("released", "auc"), ("exact", "auc"), ("none", "train_loss")):
+        private["server"]["monitor"], private["privacy"]["evaluation"] = monitor, evaluation
+        assert parse(private).server.monitor == monitor
+    private["server"]["monitor"] = "auc"
+    with pytest.raises(ConfigError, match="must be train_loss where `privacy.evaluation` is none"):
+        parse(private)
+
+
+def test_counts_that_nobody_may_know_decide_nothing() -> None:
+    private = load(Path(__file__).parents[2] / "configs" / "heart_private.yaml").to_dict()
+    private["server"]["min_group_records"] = 5
+    with pytest.raises(ConfigError, match="`server.min_group_records` must be 0: nobody may know"):
+        parse(private)
+
+
+def test_a_digest_tells_configurations_apart() -> None:
+    digests = [
+        parse(plain).digest()
+        for plain in (
+            {},
+            {"rounds": 60},
+            {"server": {"keep": 3}},
+            {"data": {"options": {"a": 1, "b": 2}}},
+            {"data": {"options": {"b": 2, "a": 1}}},
+        )
+    ]
+    assert digests[0] == digests[1]
+    assert len(set(digests)) == 4
+    assert all(len(digest) == 64 for digest in digests)
 
 
 def test_json_is_one_text_for_equal_configurations() -> None:

@@ -14,6 +14,7 @@ import pytest
 from fedfair.data import SiteRecords, TableAdapter, TableSpec, open_dataset, read_csv
 from fedfair.data.heart import heart, heart_table
 from fedfair.data.schema import TableModality
+from fedfair.data.split import hashed_split, train_test_split
 
 ROOT = Path(__file__).parents[3]
 RAW = ROOT.parent / "shared" / "data" / "heart_disease_uci.csv"
@@ -118,6 +119,25 @@ def test_the_csv_export_gives_the_same_records(tmp_path: Path) -> None:
     assert adapter.schema == heart().schema
     for site in adapter.schema.sites:
         assert_equal_records(adapter.load(site), heart().load(site))
+
+
+@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize("site", PUBLISHED)
+def test_a_hospitals_own_file_gives_its_part_of_the_table(site: str, named: bool, tmp_path: Path) -> None:
+    rows = [row for row in heart_table()[0] if row["site"] == site]
+    path = tmp_path / "own.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        columns = [column for column in rows[0] if named or column != "site"]
+        writer = csv.DictWriter(file, columns, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+    adapter = open_dataset("heart", str(path), {}, 0, site)
+    assert adapter.schema == heart().schema
+    own, whole = adapter.load(site), heart().load(site)
+    assert_equal_records(own, whole)
+    for split in (train_test_split, hashed_split):
+        for mine, theirs in zip(split(own, 0.35, 7, site), split(whole, 0.35, 7, site), strict=True):
+            np.testing.assert_array_equal(mine, theirs)
 
 
 @needs_raw

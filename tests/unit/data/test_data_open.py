@@ -15,7 +15,7 @@ OWN = """
 from fedfair.data import SyntheticAdapter
 
 def factory(path, options, seed):
-    assert path == "somewhere"
+    assert path in ("somewhere", None)
     return SyntheticAdapter(options, seed)
 
 def narrow(path, options):
@@ -26,6 +26,12 @@ def wrong(path, options, seed):
 
 number = 3
 """
+
+OPTIONS = {
+    "site": "s",
+    "label": {"column": "y", "edges": [1], "names": ["no", "yes"]},
+    "modalities": {"m": {"numeric": ["x"]}},
+}
 
 
 @pytest.fixture
@@ -49,6 +55,11 @@ def test_an_own_factory_gets_path_options_and_seed(own: str) -> None:
     made = open_dataset(f"{own}.records:factory", "somewhere", {"records": 5}, 3).load("site-0001")
     expected = open_dataset("synthetic", None, {"records": 5}, 3).load("site-0001")
     np.testing.assert_array_equal(made.modalities["image"], expected.modalities["image"])
+
+
+def test_an_own_factory_is_asked_for_the_schema_without_a_path(own: str) -> None:
+    made = open_dataset(f"{own}.records:factory", None, {"sites": 2}, 3)
+    assert made.schema.sites == ("site-0001", "site-0002")
 
 
 @pytest.mark.parametrize(
@@ -78,15 +89,14 @@ def test_unknown_names_paths_and_options_are_refused() -> None:
         open_dataset("heart", None, {"sites": 2}, 0)
     with pytest.raises(ConfigError, match=r"`data.path` must be left out for synthetic"):
         open_dataset("synthetic", "x.csv", {}, 0)
-    with pytest.raises(ConfigError, match=r"`data.path` must name the file for csv"):
-        open_dataset("csv", None, {}, 0)
+    with pytest.raises(ConfigError, match=r"`data` of the site's settings must be left out .* got a file;"):
+        open_dataset("synthetic", "x.csv", {}, 0, "site-0001")
+    with pytest.raises(ConfigError, match=r"`data.options` must be left out for heart"):
+        open_dataset("heart", "x.csv", {"sites": 2}, 0, "Hungary")
+    with pytest.raises(ConfigError, match=r"`data.path` must name the file for csv, or .*, got no sites"):
+        open_dataset("csv", None, OPTIONS, 0)
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
-    options = {
-        "site": "s",
-        "label": {"column": "y", "edges": [1], "names": ["no", "yes"]},
-        "modalities": {"m": {"numeric": ["x"]}},
-    }
-    with pytest.raises(DataError, match="must be a readable file, got .*none.csv"):
-        open_dataset("csv", str(tmp_path / "none.csv"), options, 0)
+    with pytest.raises(DataError, match=r"`data.path` '.*none.csv' must be a readable file: No such file"):
+        open_dataset("csv", str(tmp_path / "none.csv"), OPTIONS, 0)

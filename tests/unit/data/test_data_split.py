@@ -1,4 +1,4 @@
-"""The split's properties for any records, fraction and seed."""
+"""The split's properties for any records, fractions and seed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedfair.data import SiteRecords
-from fedfair.data.split import train_test_split
+from fedfair.data.split import Split, hashed_split, split_sides, train_test_split
 from fedfair.errors import DataError
 
 
@@ -89,3 +89,85 @@ def test_a_fraction_outside_0_1_is_refused(fraction: float) -> None:
 def test_no_records_are_refused() -> None:
     with pytest.raises(DataError, match="`A` must have records to split"):
         train_test_split(records_of([], [], []), 0.3, 0, "A")
+
+
+# --- validation records ----------------------------------------------------------------------------
+
+splits = st.sampled_from([train_test_split, hashed_split])
+shares = st.one_of(st.sampled_from([0.1, 0.2, 0.5]), st.floats(0.001, 0.999))
+
+
+@given(splits, some_records, fractions, shares, st.integers(0, 10))
+def test_every_record_is_on_one_side_and_the_test_side_is_as_without_validation(
+    split: Split, records: SiteRecords, fraction: float, share: float, seed: int
+) -> None:
+    train, validation, test = split_sides(split, records, fraction, share, seed, "A")
+    assert sorted([*train, *validation, *test]) == list(range(len(records)))
+    assert train.dtype == validation.dtype == test.dtype == np.int64
+    assert all((np.diff(side) > 0).all() for side in (train, validation, test))
+    rest, own = split(records, fraction, seed, "A", "split")
+    np.testing.assert_array_equal(test, own)
+    without = split_sides(split, records, fraction, 0.0, seed, "A")
+    np.testing.assert_array_equal(without.test, own)
+    np.testing.assert_array_equal(without.train, rest)
+    assert len(without.validation) == 0
+
+
+@given(some_records, fractions, shares, st.integers(0, 10))
+def test_validation_is_stratified_over_what_is_not_tested_on(
+    records: SiteRecords, fraction: float, share: float, seed: int
+) -> None:
+    train, validation, _ = split_sides(train_test_split, records, fraction, share, seed, "A")
+    assert len(validation) == round(share * (len(train) + len(validation)))
+    stratum = list(zip(records.labels, *records.attributes.values(), strict=True))
+    left = Counter(stratum[i] for i in [*train, *validation])
+    chosen = Counter(stratum[i] for i in validation)
+    for cell, size in left.items():
+        assert abs(chosen[cell] - share * size) < 1
+
+
+def different(n: int) -> SiteRecords:
+    """Return records of which no two are equal, so that each has a hash of its own."""
+    rng = np.random.default_rng(n)
+    half = {"sex": np.arange(n) % 2, "age": np.arange(n) % 3}
+    return SiteRecords({"x": rng.normal(size=(n, 2)).astype(np.float32)}, np.arange(n) % 2, half)
+
+
+@given(st.integers(1, 60), st.integers(0, 59), fractions, shares, st.integers(0, 10))
+def test_a_hashed_record_moves_no_other_to_another_side(
+    n: int, left_out: int, fraction: float, share: float, seed: int
+) -> None:
+    records, gone = different(n), left_out % n
+    before = split_sides(hashed_split, records, fraction, share, seed, "A")
+    others = records.select(np.delete(np.arange(n), gone))
+    after = split_sides(hashed_split, others, fraction, share, seed, "A")
+    for side, fewer in zip(before, after, strict=True):
+        assert [int(i) for i in side if i != gone] == [int(i) + (i >= gone) for i in fewer]
+
+
+def test_hashed_validation_takes_its_share_whatever_was_tested_on() -> None:
+    """The second hash is not the first: below one and above the other would leave no record at all."""
+    train, validation, test = split_sides(hashed_split, different(4000), 0.5, 0.25, 0, "A")
+    # Binomial: 5 standard deviations of 4000 at 0.5 (158), and of the 2000 left at 0.25 (97).
+    assert len(test) == pytest.approx(2000, abs=158)
+    assert len(validation) == pytest.approx(0.25 * (len(train) + len(validation)), abs=97)
+
+
+def test_validation_is_another_draw_than_the_test_split() -> None:
+    """With one generator for both, the records drawn of equal strata would stand at equal places."""
+    records = records_of([0] * 40, [0] * 40, [0] * 40)
+    _, validation, test = split_sides(train_test_split, records, 0.5, 0.5, 0, "A")
+    rest = np.setdiff1d(np.arange(40), test)
+    again = train_test_split(records.select(rest), 0.5, 0, "A")[1]
+    assert set(validation) != set(rest[again])
+
+
+@pytest.mark.parametrize("split", [train_test_split, hashed_split])
+def test_a_site_whose_records_are_all_tested_on_has_none_to_choose_by(split: Split) -> None:
+    records = next(
+        one
+        for one in (different(40).select(np.array([i])) for i in range(40))
+        if len(split(one, 0.7, 0, "A", "split")[1]) == 1
+    )
+    train, validation, test = split_sides(split, records, 0.7, 0.5, 0, "A")
+    assert (len(train), len(validation), len(test)) == (0, 0, 1)

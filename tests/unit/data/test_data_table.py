@@ -101,6 +101,56 @@ def test_a_hospitals_own_file_has_no_site_column(tmp_path: Path) -> None:
         adapter.load("Soth")
 
 
+SITES = {"sites": ["North", "South"]}
+WITHOUT_SITE = [line.split(",", 1)[1] for line in LINES]
+
+
+def test_a_server_has_the_schema_and_no_file(tmp_path: Path) -> None:
+    adapter = open_dataset("csv", None, {**OPTIONS, **SITES}, 0)
+    whole = open_dataset("csv", str(write(tmp_path, LINES)), {**OPTIONS, **SITES}, 0)
+    assert adapter.schema == whole.schema
+    with pytest.raises(DataError, match="no file: `data` of the site's settings or `data.path` must name it"):
+        adapter.load("North")
+    with pytest.raises(DataError, match="did you mean `South`"):
+        adapter.load("Soth")
+
+
+@pytest.mark.parametrize("path", [None, "own.csv"])
+def test_sites_with_a_file_each_must_be_named(path: str | None) -> None:
+    with pytest.raises(ConfigError, match="`data.options.sites` the sites that have a file each, got no"):
+        open_dataset("csv", path, OPTIONS, 0, "North")
+
+
+def test_a_sites_own_file_is_read_when_it_is_asked_for(tmp_path: Path) -> None:
+    """All rows are the owner's, whose column may be left out; no other site has any."""
+    adapter = open_dataset("csv", str(tmp_path / "table.csv"), {**OPTIONS, **SITES}, 0, "North")
+    with pytest.raises(DataError, match="^`data` of the site's settings must be a readable file: No such"):
+        adapter.load("North")
+    write(tmp_path, WITHOUT_SITE, HEADER.split(",", 1)[1])
+    assert adapter.load("North").labels.tolist() == [0, 1, 1]
+    with pytest.raises(DataError, match="`South` must have records in the table, got none"):
+        adapter.load("South")
+    write(tmp_path, [f"North,{line}" for line in WITHOUT_SITE])
+    assert adapter.load("North").labels.tolist() == [0, 1, 1]
+
+
+@pytest.mark.parametrize("site", ["South", "secret", ""])
+def test_a_row_of_another_site_in_an_own_file_is_refused_by_its_number(site: str, tmp_path: Path) -> None:
+    path = write(tmp_path, [f"North,{WITHOUT_SITE[0]}", f"{site},{WITHOUT_SITE[1]}"])
+    adapter = open_dataset("csv", str(path), {**OPTIONS, **SITES}, 0, "North")
+    with pytest.raises(DataError, match="'North' in every row of that .* another value in row 2$") as caught:
+        adapter.load("North")
+    assert_one_sentence(caught.value)
+
+
+def test_an_own_file_without_a_header_shows_no_record(tmp_path: Path) -> None:
+    header = HEADER.replace("chol", "chol-secret")
+    options = {**OPTIONS, **SITES}
+    own = open_dataset("csv", str(write(tmp_path, LINES, header)), options, 0, "North")
+    with pytest.raises(DataError, match="^`chol` must be a column of the table$"):
+        own.load("North")
+
+
 def test_threshold_label(tmp_path: Path) -> None:
     label = {"column": "outcome", "edges": [1], "names": ["healthy", "ill"]}
     by_edge = TableAdapter(read_csv(write(tmp_path, LINES)), spec(lambda o: o.update(label=label)))
@@ -196,13 +246,16 @@ def test_a_table_without_rows_is_refused() -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "must be a readable file, got .*: No such file"),
+        (None, r"`data.path` '.*bad.csv' must be a readable file: No such file"),
         (b"", "header and at least one row, got 0 lines"),
         (b"a,b\n", "header and at least one row, got 1 lines"),
-        (b"a,b\n1\n", "row 1 of .* must have 2 cells, got 1"),
-        (b"a,b\n1,2\n1,2,secret\n", "row 2 of .* must have 2 cells, got 3"),
-        (b"a,a\n1,2\n", "must name each column once"),
-        (b"a,b\n\xe9,2\n", "must be a CSV file in UTF-8"),
+        (b"a,b\n1\n", "must have 2 cells in row 1, got 1"),
+        (b"a,b\n1,2\n1,2,secret\n", "must have 2 cells in row 2, got 3"),
+        (
+            b"secret,a,secret\n1,2,3\n",
+            r"must name each column once, got columns \[1, 3\] with a name in common",
+        ),
+        (b"a,b\n\xe9,2\n", "must be a CSV file in UTF-8: invalid continuation byte$"),
         (b'a,b\n"1,2\n', "must be a CSV file in UTF-8"),
     ],
 )

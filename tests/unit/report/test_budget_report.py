@@ -107,6 +107,17 @@ def write(
     return folder
 
 
+def test_rounds_on_validation_records_give_no_test_figures(tmp_path: Path) -> None:
+    folder = write(tmp_path / "validated", epsilons=(math.inf, 8), methods=["dual_mimo"], seeds=[0])
+    cells = load_budget(folder).cells
+    assert not any(math.isnan(cell.value("auc")) for cell in cells)
+    plan = json.loads((folder / "sweep.json").read_text())
+    for setting in plan["settings"]:
+        setting["config"]["data"]["validation_fraction"] = 0.2
+    (folder / "sweep.json").write_text(json.dumps(plan))
+    assert all(math.isnan(cell.value("auc")) for cell in load_budget(folder).cells)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a whole sweep; tests only read it."""

@@ -254,6 +254,23 @@ def test_run_that_ended_at_its_cap_is_compared_by_its_last_model(
     assert f"dual_mimo, seed 0: {message}" in page
     assert f"dual_mimo, seed 0: {message}" in comparison_table(folder)
     assert "or their privacy cap are compared" in page
+    assert "How training ended" not in page
+
+
+def test_run_that_stopped_improving_is_not_said_to_be_capped(
+    tmp_path: Path, write_experiment: Writer
+) -> None:
+    folder = privatise(write_experiment(tmp_path / "settled", seeds=[0]))
+    outcome = {
+        "stopped": "`auc` did not improve for 2 rounds",
+        "best_round": 4,
+        "monitor": "auc",
+        "notices": [],
+    }
+    (folder / "seed-0" / "dual_mimo" / "outcome.json").write_text(json.dumps(outcome))
+    page = page_of(folder)
+    assert "STOPPED AT THE CAP" not in page
+    assert "training ended after round 6 of 6, `auc` did not improve for 2 rounds" in page
 
 
 def test_ledgers_say_what_earlier_runs_spent(tmp_path: Path, write_experiment: Writer) -> None:

@@ -1,57 +1,29 @@
-"""The command line: ``fedfair simulate``, ``fedfair sweep``, ``fedfair report``, ``fedfair methods``."""
+"""Experiments on one machine: simulate, sweep, report, privacy, methods."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-from fedfair import __version__
-from fedfair.errors import FedfairError, RunError
-
-INTERRUPTED = 130
+from fedfair.cli._common import INTERRUPTED, Commands, find_apps, natural, overrides, positive
+from fedfair.errors import RunError
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; return 0, 1 for a refusal (one sentence on stderr) or 130 after Ctrl-C."""
-    options = _parser().parse_args(arguments)
-    try:
-        return int(options.run(options))
-    except FedfairError as error:
-        sys.stderr.write(f"fedfair: {error}\n")
-        return 1
-    except KeyboardInterrupt:
-        sys.stderr.write("fedfair: interrupted\n")
-        return INTERRUPTED
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="fedfair",
-        description="Train one multimodal model across hospitals, modulated by modality and group.",
-    )
-    parser.add_argument("--version", action="version", version=f"fedfair {__version__}")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-
+def add_experiments(commands: Commands) -> None:
+    """Add the commands."""
     simulate = commands.add_parser(
         "simulate",
         help="run an experiment on virtual sites and write a report",
         description=_simulate.__doc__,
     )
     simulate.add_argument("config", type=Path, help="a YAML file such as configs/heart.yaml")
-    simulate.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override a key, e.g. method.name=mimo",
-    )
-    simulate.add_argument("--seeds", type=_positive, metavar="N", help="repeat with N seeds (default 1)")
+    overrides(simulate)
+    simulate.add_argument("--seeds", type=positive, metavar="N", help="repeat with N seeds (default 1)")
     simulate.add_argument("--output", type=Path, help="a new folder; default runs/NAME/001, 002, ...")
     simulate.add_argument(
-        "--workers", type=_natural, default=0, metavar="N", help="processes that share the sites; same bits"
+        "--workers", type=natural, default=0, metavar="N", help="processes that share the sites; same bits"
     )
     simulate.add_argument(
         "--engine",
@@ -70,16 +42,10 @@ def _parser() -> argparse.ArgumentParser:
         description=_sweep.__doc__,
     )
     sweep.add_argument("config", type=Path, help="a YAML file such as configs/privacy_budget.yaml")
-    sweep.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override a key of the base configuration, e.g. rounds=40",
-    )
-    sweep.add_argument("--seeds", type=_positive, metavar="N", help="seeds per setting (default: the file's)")
+    overrides(sweep, "rounds=40")
+    sweep.add_argument("--seeds", type=positive, metavar="N", help="seeds per setting (default: the file's)")
     sweep.add_argument("--output", type=Path, help="a new folder; default runs/NAME/001, 002, ...")
-    sweep.add_argument("--workers", type=_positive, metavar="N", help="runs at a time (default: one per CPU)")
+    sweep.add_argument("--workers", type=positive, metavar="N", help="runs at a time (default: one per CPU)")
     sweep.add_argument(
         "--resume", action="store_true", help="run what is missing or failed in --output, or in the newest"
     )
@@ -95,17 +61,16 @@ def _parser() -> argparse.ArgumentParser:
         "privacy", help="what a private configuration will promise and cost", description=_privacy.__doc__
     )
     privacy.add_argument("config", type=Path, help="a YAML file such as configs/heart_private.yaml")
-    privacy.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key")
+    overrides(privacy, "privacy.target_epsilon=3")
     privacy.set_defaults(run=_privacy)
 
     methods = commands.add_parser("methods", help="list the methods and their parameters")
     methods.set_defaults(run=_methods)
-    return parser
 
 
 def _simulate(options: argparse.Namespace) -> int:
     """Train the method of CONFIG and its baseline on the same seeds, then compare them."""
-    _find_apps()
+    find_apps()
     from simulations.run import Request, run_experiment
 
     request = Request(
@@ -122,7 +87,7 @@ def _simulate(options: argparse.Namespace) -> int:
 
 def _sweep(options: argparse.Namespace) -> int:
     """Run the arms of CONFIG at every epsilon on the same seeds, then show what privacy costs."""
-    _find_apps()
+    find_apps()
     from simulations.sweep import SweepRequest, run_sweep
 
     request = SweepRequest(
@@ -179,37 +144,3 @@ def _methods(options: argparse.Namespace) -> int:
         for field in dataclasses.fields(method):  # type: ignore[arg-type]
             sys.stdout.write(f"    method.{field.name} = {field.default}\n")
     return 0
-
-
-def _find_apps() -> None:
-    """Put the folder that holds server/, client/ and simulations/ on the path.
-
-    They are a Flower app, not part of the installed package: their names are too general for it.
-
-    Raises
-    ------
-    RunError
-        If neither the working directory nor the source checkout holds them.
-    """
-    for root in (Path.cwd(), Path(__file__).resolve().parents[1]):
-        if all((root / name).is_dir() for name in ("server", "client", "simulations")):
-            sys.path.insert(0, str(root))
-            return
-    raise RunError(
-        f"`fedfair simulate` and `sweep` must run in a checkout of fedfair (server/, client/, simulations/), "
-        f"got {Path.cwd()}"
-    )
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
-
-
-def _natural(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"must be at least 0, got {value}")
-    return value

@@ -1,0 +1,244 @@
+"""Checkpoints: the coordinator's whole state after a committed round, so that a run can go on from it.
+
+A file is the SHA-256 of its body, then the body, an archive of arrays: `meta` is JSON text, and the
+others are as on the wire. They give the state back to the last bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedfair.config import Config
+from fedfair.coordinator import Coordinator
+from fedfair.errors import RunError
+from fedfair.files import sync_folder, write_atomically
+from fedfair.plain import first_difference, to_plain
+from fedfair.wire import has_signals, pack_download, pack_signals, unpack_download, unpack_signals
+
+BEST, OLD_LAYOUT, DAMAGED = "best.npz", "checkpoint.npz", ".damaged"
+DIGEST_SIZE = hashlib.sha256().digest_size
+Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Made:
+    """What made a model; empty for the initial one.
+
+    Attributes
+    ----------
+    coefficients : Mapping[str, Any] | None
+        The coefficients that were applied.
+    diagnostics : Mapping[str, Any]
+        What produced the round's coefficients.
+    sites : Sequence[str]
+        Sites that took part.
+    failed : Mapping[str, str]
+        Sites or nodes that failed, with their own error text.
+    attempts : int
+        How often the round was tried; 0 for the initial model.
+    """
+
+    coefficients: Mapping[str, Any] | None = None
+    diagnostics: Mapping[str, Any] = field(default_factory=dict)
+    sites: Sequence[str] = ()
+    failed: Mapping[str, str] = field(default_factory=dict)
+    attempts: int = 0
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a checkpoint holds beside the coordinator's state.
+
+    Attributes
+    ----------
+    made : Made
+        What made the model, as plain data.
+    extra : Mapping[str, Any]
+        What was saved with it.
+    notices : tuple[str, ...]
+        What the user should know: which checkpoints are damaged, and which is used instead.
+    """
+
+    made: Made
+    extra: Mapping[str, Any]
+    notices: tuple[str, ...] = ()
+
+
+class CheckpointStore:
+    """The checkpoints of one run.
+
+    Parameters
+    ----------
+    folder : Path
+        Where they lie; created by the first save.
+    keep : int
+        How many of the newest to keep, at least 2: one may be damaged. The best one is kept besides.
+    """
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder, self._keep = folder, keep
+
+    def save(self, coordinator: Coordinator, made: Made, extra: Mapping[str, Any]) -> Path:
+        """Save the coordinator's whole state, and `extra`, which must be plain JSON data."""
+        arrays = _state(coordinator)
+        meta = {
+            "round": coordinator.round,
+            "config_digest": coordinator.config.digest(),
+            "config": coordinator.config.to_dict(),
+            "made": to_plain(vars(made)),
+            "surveyed": dict(coordinator.surveyed),
+            "extra": dict(extra),
+        }
+        arrays["meta"] = np.frombuffer(json.dumps(meta).encode(), dtype=np.uint8)
+        buffer = io.BytesIO()
+        np.savez(buffer, **arrays)  # type: ignore[arg-type]
+        body = buffer.getvalue()
+        if not self.folder.is_dir():
+            self.folder.mkdir(parents=True)
+            sync_folder(self.folder.parent)
+        path = self._path(coordinator.round)
+        write_atomically(path, hashlib.sha256(body).digest() + body)
+        for old in self._rounds()[: -self._keep]:
+            old.unlink()
+        return path
+
+    def load(self, coordinator: Coordinator) -> Loaded | None:
+        """Put the newest intact state into the coordinator; None if nothing was saved.
+
+        Damaged files are set aside, but for the case that there is no intact one: then they stay, so that
+        the next start does not take the run for a new one.
+
+        Raises
+        ------
+        RunError
+            If all are damaged, or the state belongs to another configuration or an older version.
+        """
+        if (old := self.folder.parent / OLD_LAYOUT).is_file():
+            raise RunError(f"{old} is of version 0.1, which this version cannot resume; start a new run")
+        damaged: list[Path] = []
+        for path in reversed(self._rounds()):
+            arrays = _read(path.read_bytes())
+            if arrays is None:
+                damaged.append(path)
+                continue
+            loaded = _restore(coordinator, arrays, path)
+            notices = tuple(_set_aside(bad, path) for bad in damaged)
+            return Loaded(loaded.made, loaded.extra, notices)
+        if damaged:
+            names = ", ".join(path.name for path in damaged)
+            raise RunError(
+                f"one checkpoint in {self.folder} must be intact, all are damaged ({names}); "
+                "restore one from a backup, or start a new run"
+            )
+        return None
+
+    def mark_best(self, number: int) -> None:
+        """Keep the checkpoint of round `number` as that of the best model, beside the newest ones.
+
+        A copy: a link would share the damage of a bad block.
+
+        Raises
+        ------
+        RunError
+            If it is not there or damaged.
+        """
+        path = self._path(number)
+        raw = path.read_bytes() if path.is_file() else b""
+        if _body(raw) is None:
+            raise RunError(f"{path} must be an intact checkpoint to be kept as the best, it is not")
+        write_atomically(self.folder / BEST, raw)
+
+    def load_best(self, coordinator: Coordinator) -> Loaded:
+        """Put the state of the best model into the coordinator.
+
+        Raises
+        ------
+        RunError
+            If there is none, it is damaged, or it belongs to another configuration.
+        """
+        path = self.folder / BEST
+        arrays = _read(path.read_bytes()) if path.is_file() else None
+        if arrays is None:
+            raise RunError(f"{path} must be an intact checkpoint of the best model, it is not")
+        return _restore(coordinator, arrays, path)
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"round-{number:04d}.npz"
+
+    def _rounds(self) -> list[Path]:
+        """Return the checkpoints of rounds, oldest first."""
+        numbered = {path.stem.partition("-")[2]: path for path in self.folder.glob("round-*.npz")}
+        # By number: round 10000 comes before round 9999 in the alphabet.
+        return [numbered[number] for number in sorted(filter(str.isdigit, numbered), key=int)]
+
+
+def _set_aside(path: Path, instead: Path) -> str:
+    aside = path.with_name(path.name + DAMAGED)
+    path.replace(aside)
+    sync_folder(path.parent)
+    return f"checkpoint {path.name} is damaged (set aside as {aside.name}); {instead.name} is used instead"
+
+
+def _body(raw: bytes) -> bytes | None:
+    """Return what follows the digest, or None if it is not as it was written."""
+    digest, body = raw[:DIGEST_SIZE], raw[DIGEST_SIZE:]
+    return body if hashlib.sha256(body).digest() == digest else None
+
+
+def _read(raw: bytes) -> Arrays | None:
+    """Return the arrays of a checkpoint, or None if it is damaged."""
+    if (body := _body(raw)) is None:
+        return None
+    try:
+        with np.load(io.BytesIO(body), allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files}
+    except (ValueError, EOFError, zipfile.BadZipFile):
+        return None
+
+
+def _state(coordinator: Coordinator) -> Arrays:
+    arrays: Arrays = {**pack_download(coordinator.download())}
+    arrays |= {f"velocity/{name}": value for name, value in (coordinator.velocity or {}).items()}
+    arrays |= {f"memory/{name}": value for name, value in coordinator.memory.items()}
+    if coordinator.released is not None:
+        arrays |= pack_signals("released", coordinator.released)
+    return arrays
+
+
+def _restore(coordinator: Coordinator, arrays: Arrays, path: Path) -> Loaded:
+    """Put a saved state into the coordinator, whatever state it is in."""
+    meta = json.loads(bytes(arrays["meta"]))
+    _check_config(meta, coordinator.config)
+    state = unpack_download(arrays)
+    shapes = {name: value.shape for name, value in coordinator.model.items()}
+    if shapes != {name: value.shape for name, value in state.model.items()}:
+        raise RunError(f"the model must be as in the run to resume, its blocks differ from those of {path}")
+
+    def part(prefix: str) -> Arrays:
+        return {name[len(prefix) :]: arrays[name] for name in arrays if name.startswith(prefix)}
+
+    coordinator.model, coordinator.moments = dict(state.model), dict(state.moments)
+    coordinator.coefficients, coordinator.terms = state.coefficients, state.terms
+    if coordinator.velocity is not None:
+        coordinator.velocity = part("velocity/")
+    coordinator.memory = part("memory/")
+    has_released = has_signals("released", arrays)
+    coordinator.released = unpack_signals("released", arrays) if has_released else None
+    coordinator.round, coordinator.surveyed = meta["round"], meta["surveyed"]
+    return Loaded(Made(**meta["made"]), meta["extra"])
+
+
+def _check_config(meta: Mapping[str, Any], config: Config) -> None:
+    if meta["config_digest"] != config.digest():
+        key = first_difference(meta["config"], config.to_dict()) or "config"
+        raise RunError(f"`{key}` must be as in the run to resume, it differs; start a new run instead")

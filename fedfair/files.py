@@ -1,0 +1,45 @@
+"""Files that are there as a whole, or not at all, whenever the power fails."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace a file in one step; it is on the disk when this returns.
+
+    Parameters
+    ----------
+    path : Path
+        In a folder that exists; a file there stays as it was until the new one is whole.
+    content : bytes
+        Of the new file.
+    """
+    temporary = path.with_name(path.name + ".partial")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    sync_folder(path.parent)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a text file; it is on the disk when this returns, and may be cut if it never does."""
+    new = not path.exists()
+    with path.open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    if new:
+        sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Put the names in a folder on the disk: a file that is new or renamed is safe only then."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

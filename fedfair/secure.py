@@ -1,0 +1,132 @@
+"""What every site sends where the server sees sums alone; it follows from public settings.
+
+A site without a modality sends zeros for its blocks, so that nobody sees that it lacks it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedfair.budget import releases_statistics
+from fedfair.config import Config
+from fedfair.data.encode import num_cells
+from fedfair.data.schema import Schema, TableModality
+from fedfair.local import block_records
+from fedfair.plan import row_plan
+from fedfair.secagg import Field, Layout, Rule
+from fedfair.signals import signal_shapes
+from fedfair.site import Workbench
+from fedfair.wire import Arrays, Download, unpack_signals
+
+ALL = "all sites"
+FEATURE_BOUND = 2.0**40
+"""Largest sum of a column's values or squares at one site; steps of 2^-20 for four sites."""
+
+
+def rule(config: Config) -> Rule:
+    """Return the rule that sites and server take from the configuration."""
+    secure = config.secure
+    return Rule(secure.collusion, secure.dropout, secure.fewest)
+
+
+class SecureLayouts:
+    """The layout of each kind of upload of one run.
+
+    Parameters
+    ----------
+    config : Config
+        The run's.
+    schema : Schema
+        The data's.
+    bench : Workbench
+        Its model gives the sizes; no value of it is used.
+    """
+
+    def __init__(self, config: Config, schema: Schema, bench: Workbench) -> None:
+        self._config, self._schema = config, schema
+        self._lengths = {name: len(value) for name, value in bench.blocks.vectors.items()}
+        self._width = bench.model.fusion.classifier.in_features + 1
+
+    def of(self, kind: str, number: int, download: Download | None) -> Layout:
+        """Return the layout of a kind of message.
+
+        Parameters
+        ----------
+        kind : str
+            Flower's message type.
+        number : int
+            The round.
+        download : Download | None
+            What the message brought; None for the survey.
+        """
+        fields: Iterator[Field]
+        if kind == "query":
+            # Sent once and small, and its sums of squares are far larger than any update.
+            return Layout(tuple(self._survey()), len(self._schema.sites))
+        if kind == "train.signals":
+            fields = self._signals("train")
+        elif kind == "train" and download is not None:
+            fields = self._update(number, download.coefficients.live, bool(download.terms))
+        else:
+            fields = self._measured(self._config.rounds + 1)
+        return Layout(tuple(fields), len(self._schema.sites), self._config.secure.bits)
+
+    def _survey(self) -> Iterator[Field]:
+        if self._config.privacy.on:
+            return
+        for name, modality in self._schema.modalities.items():
+            if isinstance(modality, TableModality):
+                numeric = sum(not column.categories for column in modality.columns)
+                yield Field(f"features/{name}", (3, numeric), FEATURE_BOUND)
+        shape = (len(self._schema.modalities) + 1, num_cells(self._schema), len(self._schema.classes))
+        for part in ("train", "test"):
+            yield Field(f"{part}/counts", shape, self._config.secure.max_records, exact=True)
+
+    def _update(self, number: int, live: bool, terms: bool) -> Iterator[Field]:
+        groups = len(self._schema.attributes[self._config.data.attribute])
+        plan, modalities = row_plan(self._config, self._schema), tuple(self._schema.modalities)
+        for path in plan.paths(modalities, live, terms):
+            shape = (groups if path.grouped else 1, self._lengths[path.block])
+            yield Field(f"rows/{path.key}", shape, self._config.secure.bound, optional=True)
+        yield from self._measured(number)
+
+    def _measured(self, number: int) -> Iterator[Field]:
+        privacy = self._config.privacy
+        released = privacy.on and releases_statistics(self._config, number)
+        if released or not privacy.on:
+            yield from self._signals("train")
+        if not privacy.on or privacy.evaluation == "exact" or (released and privacy.evaluation == "released"):
+            yield from self._signals("test")
+
+    def _signals(self, part: str) -> Iterator[Field]:
+        config, training = self._config, part == "train"
+        noisy = config.privacy.on and (training or config.privacy.evaluation == "released")
+        shapes = signal_shapes(
+            len(self._schema.modalities) + 1,
+            len(self._schema.attributes[config.data.attribute]) if training else num_cells(self._schema),
+            len(self._schema.classes),
+            config.train_bins if training else config.test_bins,
+            self._width if training and config.method.needs_head_gradients else None,
+        )
+        for name, shape in shapes.items():
+            exact = not noisy and name in ("counts", "histograms")
+            bound = config.secure.max_records if exact else config.secure.bound
+            yield Field(f"{part}/{name}", shape, bound, exact)
+        if noisy:
+            yield Field(f"{part}/variance", (3,), config.secure.bound)
+
+
+def without_absent(sums: Mapping[str, NDArray[np.generic]], modalities: tuple[str, ...]) -> Arrays:
+    """Return the sums without the rows of blocks whose modality nobody has: those are no update."""
+    arrays: Arrays = dict(sums)
+    if "train/losses" not in sums:
+        return arrays
+    train = unpack_signals("train", sums)
+    for name in [name for name in arrays if name.startswith("rows/")]:
+        block = name.removeprefix("rows/").partition(":")[0]
+        if train.variance is None and block_records(train, modalities, block) == 0:
+            del arrays[name]
+    return arrays

@@ -13,7 +13,7 @@ from flwr.clientapp import ClientApp
 
 from client.journal import Journal, Spent
 from client.records import brought, wrapped
-from client.secure import SECURE, Sealed
+from client.secure import Sealed
 from fedfair import wire
 from fedfair.budget import site_ledger
 from fedfair.config import Config, parse_json
@@ -21,8 +21,9 @@ from fedfair.data import DataAdapter, Schema, SiteRecords, open_dataset
 from fedfair.errors import ConfigError, InconsistentUpdates, PrivacyBudgetExhausted, RunError, nearest
 from fedfair.privacy.policy import Policy
 from fedfair.provenance import source_digest
-from fedfair.secure import SecureLayouts
+from fedfair.secagg import SECURE
 from fedfair.site import Site, Workbench
+from fedfair.uploads import Uploads
 
 app = ClientApp()
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,32 +39,37 @@ def survey(message: Message, context: Context) -> Message:
 @app.train()
 def work(message: Message, context: Context) -> Message:
     """Measure the downloaded model and train it."""
-    number = int(str(message.content.config_records["run"]["round"]))
-    download = _download(message)
-    return _answer(message, context, lambda site, bench: wire.pack_update(site.work(bench, download, number)))
+    return _answer(
+        message,
+        context,
+        lambda site, bench: wire.pack_update(site.work(bench, _download(message), _round(message))),
+    )
 
 
 @app.train("signals")
 def signals(message: Message, context: Context) -> Message:
     """Measure the downloaded model on the training records (the first of two exchanges)."""
-    download = _download(message)
     return _answer(
-        message, context, lambda site, bench: wire.pack_signals("train", site.signals(bench, download))
+        message,
+        context,
+        lambda site, bench: wire.pack_signals("train", site.signals(bench, _download(message))),
     )
 
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
     """Measure the final model on the training and the test records."""
-    download = _download(message)
-    return _answer(message, context, lambda site, bench: wire.pack_update(site.assess(bench, download)))
+    return _answer(
+        message, context, lambda site, bench: wire.pack_update(site.assess(bench, _download(message)))
+    )
 
 
 @app.evaluate("validation")
 def validate(message: Message, context: Context) -> Message:
     """Measure the last model as a round would have, so that it can be compared with those before."""
-    download = _download(message)
-    return _answer(message, context, lambda site, bench: wire.pack_update(site.validate(bench, download)))
+    return _answer(
+        message, context, lambda site, bench: wire.pack_update(site.validate(bench, _download(message)))
+    )
 
 
 @app.query("secure")
@@ -84,7 +90,7 @@ class _Run:
         )
         policy.check_schema(self.adapter.schema)
         self.bench = Workbench(config, self.adapter.schema)
-        self.layouts = SecureLayouts(config, self.adapter.schema, self.bench)
+        self.layouts = Uploads(config, self.adapter.schema, self.bench)
         self._sites: dict[str, Site] = {}
 
     def site(self, name: str) -> Site:
@@ -94,8 +100,11 @@ class _Run:
         return self._sites[name]
 
     def _open(self, name: str) -> Site:
+        enough = _Enough(self.adapter, self.policy)
         if self.config.privacy.on:
-            return self._open_private(name, _Enough(self.adapter, self.policy))
+            return self._open_private(name, enough)
+        if self.config.secure.enabled:
+            return Site(name, self.config, enough)
         site = Site(name, self.config, self.adapter)
         if self.policy.min_records and (counts := site.survey.train_counts) is not None:
             self.policy.check_records(name, int(counts[0].sum()), private=False)
@@ -112,7 +121,7 @@ class _Run:
 
 
 class _Enough:
-    """Data of which a site gives nothing to a private run unless all of it are enough."""
+    """Data of which a site gives nothing to a private or secure run unless all of it are enough."""
 
     def __init__(self, adapter: DataAdapter, policy: Policy) -> None:
         self._adapter, self._policy = adapter, policy
@@ -138,10 +147,12 @@ def _run(run_id: int, config_json: str, run: str, policy: Policy) -> _Run:
 
 def _answer(message: Message, context: Context, work: Work) -> Message:
     policy = Policy.of(context.node_config)
-    journal = Journal(policy.audit, message)
-    with journal.refusals():
-        upload = _worked(message, context, policy, work)
-    upload.said |= journal.leaves(upload.arrays, upload.spent)
+    with policy.pathless():
+        journal = Journal(policy.audit, message)
+        with journal.refusals():
+            upload = _worked(message, context, policy, work)
+            journal.opens(upload.opened)
+            upload.said |= journal.leaves(upload.arrays, upload.spent)
     return _reply(message, upload)
 
 
@@ -153,10 +164,11 @@ class _Upload:
     arrays: wire.Arrays
     spent: Spent
     secure: dict[str, bytes] = field(default_factory=dict)
+    opened: list[str] = field(default_factory=list)
 
 
 def _worked(message: Message, context: Context, policy: Policy, work: Work) -> _Upload:
-    told = message.content.config_records["run"]
+    told = _told(message)
     _check_source(str(told["source"]))
     # More than one thread would change the order of sums, hence bits.
     torch.set_num_threads(1)
@@ -167,6 +179,10 @@ def _worked(message: Message, context: Context, policy: Policy, work: Work) -> _
     name = _site_name(context, policy, run.adapter.schema.sites)
     said: dict[str, str | int] = {"name": name, "schema": run.adapter.schema.digest()}
     with policy.discretion(config, name):
+        sealed = None
+        if config.secure.enabled:
+            sealed = Sealed(message, context, config, policy, name, run.adapter.schema.sites)
+            sealed.check()
         site = run.site(name)
         upload = _Upload(said, {}, site.spent)
         try:
@@ -175,10 +191,9 @@ def _worked(message: Message, context: Context, policy: Policy, work: Work) -> _
             site.guard(upload.arrays)
         except PrivacyBudgetExhausted as stop:
             upload.arrays, said["exhausted"] = {}, str(stop)
-        if config.secure.enabled:
-            sealed = Sealed(message, context, config, policy, name, run.adapter.schema.sites)
+        if sealed is not None:
             upload.arrays = sealed.upload(upload.arrays, run.layouts)
-            upload.secure = sealed.said
+            upload.secure, upload.opened = sealed.said, sealed.opened
         return upload
 
 
@@ -199,6 +214,27 @@ def _download(message: Message) -> wire.Download:
     if (found := brought(message.content)) is None:
         raise InconsistentUpdates("a message must bring a model, got none")
     return found
+
+
+def _told(message: Message) -> ConfigRecord:
+    """Return what a message says of its run.
+
+    Raises
+    ------
+    InconsistentUpdates
+        If something of it is missing.
+    """
+    told = message.content.config_records.get("run") or ConfigRecord()
+    if lacking := [key for key in ("run", "round", "source", "config") if key not in told]:
+        raise InconsistentUpdates(f"a message must say of its run {lacking}, it does not")
+    return told
+
+
+def _round(message: Message) -> int:
+    number = str(_told(message)["round"])
+    if not (number.isascii() and number.isdecimal()):
+        raise InconsistentUpdates("the round of a message must be a whole number, it is not")
+    return int(number)
 
 
 def _site_name(context: Context, policy: Policy, sites: Sequence[str]) -> str:
@@ -233,6 +269,6 @@ def _check_source(expected: str) -> None:
     """Refuse to work for a server whose code differs: a worker may have imported another copy."""
     if (own := source_digest(ROOT)) != expected:
         raise RunError(
-            f"the site's code must be the server's ({expected}), got {own} in {ROOT}; "
+            f"the site's code must be the server's ({expected}), got {own} in `{ROOT}`; "
             "start Flower from an empty directory so that its workers import the app they were sent"
         )

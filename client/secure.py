@@ -15,13 +15,13 @@ from fedfair.errors import ConfigError, PrivacyError
 from fedfair.federation.consortium import slug
 from fedfair.federation.keys import read_roster
 from fedfair.privacy.policy import Policy
-from fedfair.secagg import Delivery, Identity, Request, Roll, SiteSession
+from fedfair.secagg import SECURE, Delivery, Identity, NotInRound, Request, Roll, SiteSession, Used
 from fedfair.secagg.messages import Message as SecureMessage
-from fedfair.secure import SecureLayouts, rule
+from fedfair.uploads import Uploads, rule
 from fedfair.wire import Arrays
 
 Kind = TypeVar("Kind", bound=SecureMessage)
-SECURE = "secure"  # the name of the record, in messages and in the node's state
+PREPARE, ANSWERED = "query.secure", "secure-sums.txt"
 
 
 class Sealed:
@@ -34,7 +34,7 @@ class Sealed:
     config : Config
         Of the run.
     policy : Policy
-        Where the node's key and the other sites' public keys are.
+        Where the node's key, the other sites' public keys and the ledgers are.
     site, sites : str, Sequence[str]
         Its name, and those of all.
     """
@@ -51,37 +51,62 @@ class Sealed:
         records = message.content.config_records
         if SECURE not in records:
             raise PrivacyError("a run that sums securely must send what the sum needs, it does not")
-        self._message, self._context, self._told = message, context, records[SECURE]
+        self._message, self._context, self._told, self._site = message, context, records[SECURE], site
         state = context.state.config_records.get(SECURE)
         self._session = SiteSession.resume(
-            None if state is None else _bytes(state, "state"),
+            None if state is None else state["state"],
             str(self._told["session"]),
             _identity(policy, site, sites),
             rule(config),
+            # Lost with the ledger, if anything is.
+            None if policy.ledger is None else Used(policy.ledger / ANSWERED),
         )
         self.said: dict[str, bytes] = {}
+        self.opened: list[str] = []
 
-    def upload(self, arrays: Arrays, layouts: SecureLayouts) -> Arrays:
+    def check(self) -> None:
+        """Refuse work whose result could not leave, before a record is touched or a budget charged.
+
+        Raises
+        ------
+        PrivacyError
+            If the message does not bring what masks the answer.
+        NotInRound
+            If the site has shared no secrets for this sum, or has answered it.
+        """
+        if self._message.metadata.message_type == PREPARE:
+            return
+        if "delivery" not in self._told:
+            raise PrivacyError("a run that sums securely must mask what a site sends, got no `delivery`")
+        number = self._number("mask-number")
+        self._read(Delivery, "delivery")
+        if not self._session.is_ready(number):
+            raise NotInRound(f"site {self._site} has shared no secrets for sum {number}, or has answered it")
+
+    def upload(self, arrays: Arrays, layouts: Uploads) -> Arrays:
         """Return the arrays under masks, beside what the server needs to open this sum or the last one.
 
         Parameters
         ----------
         arrays : Arrays
             Of the site alone; empty where nothing is summed, or the site has no budget left.
-        layouts : SecureLayouts
+        layouts : Uploads
             Of the run.
 
         Raises
         ------
         PrivacyError
-            If the server asks for what would undo the protection, or a value is beyond its bound.
+            If the server asks for what would undo the protection, among them an answer that has left
+            already, or a value is beyond its bound.
         NotInRound
             If the site has lost its secrets, as after a restart; it takes part in the next sum.
         """
         masked: Arrays = {}
         if "request" in self._told:
-            shares = self._session.reveal(self._number("request-number"), self._read(Request, "request"))
+            request = self._read(Request, "request")
+            shares = self._session.reveal(self._number("request-number"), request)
             self.said["shares"] = shares.to_bytes()
+            self.opened = sorted(request.survivors)
         if "roll" in self._told:
             parcels = self._session.share(self._number("roll-number"), self._read(Roll, "roll"))
             self.said["parcels"] = parcels.to_bytes()
@@ -92,12 +117,10 @@ class Sealed:
         self._context.state[SECURE] = ConfigRecord({"state": self._session.to_bytes()})
         return masked
 
-    def _mask(self, arrays: Arrays, layouts: SecureLayouts) -> Arrays:
-        if "delivery" not in self._told:
-            raise PrivacyError("a run that sums securely must mask what a site sends, got no `delivery`")
+    def _mask(self, arrays: Arrays, layouts: Uploads) -> Arrays:
         told = self._message.content
         number = int(str(told.config_records["run"]["round"]))
-        layout = layouts.of(self._message.metadata.message_type, number, brought(told))
+        layout = layouts.layout(self._message.metadata.message_type, number, brought(told))
         numbers: dict[str, NDArray[np.number]] = {**arrays}  # type: ignore[dict-item]
         delivery = self._read(Delivery, "delivery")
         masked = self._session.mask(self._number("mask-number"), delivery, layout, numbers)
@@ -108,22 +131,26 @@ class Sealed:
         return int(str(self._told[key]))
 
     def _read(self, kind: type[Kind], key: str) -> Kind:
-        return kind.from_bytes(_bytes(self._told, key))
+        return kind.from_bytes(self._told[key])
 
 
 def _identity(policy: Policy, site: str, sites: Sequence[str]) -> Identity:
-    """Return the site's name and keys; without a roster the server is trusted to pass keys on."""
+    """Return the site's name and keys; without a roster the server is trusted to pass keys on.
+
+    Raises
+    ------
+    ConfigError
+        If one of key and roster is missing, or two sites of the run would have one key.
+    """
     if policy.key is None and policy.roster is None:
         return Identity(site)
     if policy.key is None or policy.roster is None:
         raise ConfigError("`key` and `roster` of the node must both be given, or neither, got one")
+    if len({slug(name) for name in sites}) < len(sites):
+        raise ConfigError(
+            f"sites of a secure sum must differ in more than case and signs, got {sorted(sites)}: "
+            "one key would speak for several"
+        )
     keys = read_roster(policy.roster.read_bytes())
     known = {name: keys[slug(name)] for name in sites if slug(name) in keys}
     return Identity.load(site, policy.key.read_bytes(), known)
-
-
-def _bytes(record: ConfigRecord, key: str) -> bytes:
-    value = record[key]
-    if not isinstance(value, bytes):
-        raise PrivacyError(f"`{key}` of a secure sum must be bytes, got {type(value).__name__}")
-    return value

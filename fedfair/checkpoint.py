@@ -25,7 +25,7 @@ from fedfair.files import sync_folder, write_atomically
 from fedfair.plain import first_difference, to_plain
 from fedfair.wire import has_signals, pack_download, pack_signals, unpack_download, unpack_signals
 
-BEST, OLD_LAYOUT, DAMAGED = "best.npz", "checkpoint.npz", ".damaged"
+OLD_LAYOUT, DAMAGED = "checkpoint.npz", ".damaged"
 DIGEST_SIZE = hashlib.sha256().digest_size
 Arrays = dict[str, NDArray[Any]]
 
@@ -88,8 +88,14 @@ class CheckpointStore:
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder, self._keep = folder, keep
 
-    def save(self, coordinator: Coordinator, made: Made, extra: Mapping[str, Any]) -> Path:
-        """Save the coordinator's whole state, and `extra`, which must be plain JSON data."""
+    def save(
+        self, coordinator: Coordinator, made: Made, extra: Mapping[str, Any], best: int | None = None
+    ) -> Path:
+        """Save the coordinator's whole state, and `extra`, which must be plain JSON data.
+
+        Of the models that were marked as the best, that of round `best` is kept: until this returns,
+        a crash goes back to a state for which an earlier one is.
+        """
         arrays = _state(coordinator)
         meta = {
             "round": coordinator.round,
@@ -110,6 +116,9 @@ class CheckpointStore:
         write_atomically(path, hashlib.sha256(body).digest() + body)
         for old in self._rounds()[: -self._keep]:
             old.unlink()
+        for old in self.folder.glob("best-*.npz"):
+            if best is not None and old != self._best(best):
+                old.unlink()
         return path
 
     def load(self, coordinator: Coordinator) -> Loaded | None:
@@ -156,17 +165,17 @@ class CheckpointStore:
         raw = path.read_bytes() if path.is_file() else b""
         if _body(raw) is None:
             raise RunError(f"{path} must be an intact checkpoint to be kept as the best, it is not")
-        write_atomically(self.folder / BEST, raw)
+        write_atomically(self._best(number), raw)
 
-    def load_best(self, coordinator: Coordinator) -> Loaded:
-        """Put the state of the best model into the coordinator.
+    def load_best(self, coordinator: Coordinator, number: int) -> Loaded:
+        """Put the state of the best model, that of round `number`, into the coordinator.
 
         Raises
         ------
         RunError
             If there is none, it is damaged, or it belongs to another configuration.
         """
-        path = self.folder / BEST
+        path = self._best(number)
         arrays = _read(path.read_bytes()) if path.is_file() else None
         if arrays is None:
             raise RunError(f"{path} must be an intact checkpoint of the best model, it is not")
@@ -174,6 +183,9 @@ class CheckpointStore:
 
     def _path(self, number: int) -> Path:
         return self.folder / f"round-{number:04d}.npz"
+
+    def _best(self, number: int) -> Path:
+        return self.folder / f"best-{number:04d}.npz"
 
     def _rounds(self) -> list[Path]:
         """Return the checkpoints of rounds, oldest first."""

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
+from collections.abc import Iterator
 from pathlib import Path
+
+from fedfair.errors import RunError
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -43,3 +48,20 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@contextlib.contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Keep other servers out of a folder: two would write over each other.
+
+    Raises
+    ------
+    RunError
+        If another one works in it.
+    """
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise RunError(f"one server at a time may work in {folder}, and one does; stop it") from error
+        yield

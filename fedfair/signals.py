@@ -133,7 +133,7 @@ class Signals:
         return Variance(*(a + b for a, b in zip(self.variance, other.variance, strict=True)))
 
     def _arrays(self) -> dict[str, Array]:
-        arrays = {"counts": self.counts, "losses": self.losses, "histograms": self.histograms}
+        arrays = {"counts": self.counts, "histograms": self.histograms, "losses": self.losses}
         if self.head_gradients is not None:
             arrays["head_gradients"] = self.head_gradients
         return arrays
@@ -149,13 +149,18 @@ class Signals:
         Raises
         ------
         InconsistentUpdates
-            If an entry is not finite, or exact signals have a negative count or a histogram that
-            does not sum to its count.
+            If the shapes do not fit together, an entry is not finite, a variance is negative, or exact
+            signals have a negative count or a histogram that does not sum to its count.
         """
+        self._check_shapes(owner)
         for name, value in self._arrays().items():
             if not np.isfinite(value).all():
                 raise InconsistentUpdates(f"`{name}` of {owner} must be finite, got NaN or infinity")
         if self.variance is not None:
+            if not all(0 <= value < np.inf for value in self.variance):
+                raise InconsistentUpdates(
+                    f"`variance` of {owner} must be finite and not negative, got {tuple(self.variance)}"
+                )
             # Noised cells may be negative, and counts are derived from them.
             return
         if (self.counts < 0).any() or (self.histograms < 0).any():
@@ -166,6 +171,23 @@ class Signals:
         records = np.repeat(self.counts.sum(-1)[..., None], totals.shape[-1], axis=-1)
         if not (np.array_equal(members, expected) and np.array_equal(totals, records)):
             raise InconsistentUpdates(f"`histograms` of {owner} must sum to `counts`, they do not")
+
+    def _check_shapes(self, owner: str) -> None:
+        axes = self.counts.ndim, self.histograms.ndim
+        if axes != (3, 5):
+            raise InconsistentUpdates(
+                f"`counts` and `histograms` of {owner} must have 3 and 5 axes, got {axes[0]} and {axes[1]}"
+            )
+        gradients = self.head_gradients
+        width = None if gradients is None else gradients.shape[-1] if gradients.ndim == 3 else -1
+        wanted = signal_shapes(
+            self.num_heads, self.num_groups, self.num_classes, self.histograms.shape[-1], width
+        )
+        for name, value in self._arrays().items():
+            if value.shape != wanted[name]:
+                raise InconsistentUpdates(
+                    f"`{name}` of {owner} must be {wanted[name]} beside the other arrays, got {value.shape}"
+                )
 
 
 def score_bins(probabilities: Tensor, bins: int) -> Tensor:

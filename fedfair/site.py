@@ -108,7 +108,7 @@ class Site:
         sides = split_sides(split, records, *fractions, config.seed, name)
         # Under privacy even this would tell of the records, and noise alone is an honest answer.
         if len(sides.train) == 0 and not config.privacy.on:
-            raise DataError(f"site {name} must have a training record, got {len(records)} records in all")
+            raise DataError(f"site {name} must have a training record, got none")
         self._train_records = records.select(sides.train)
         self._test_records = records.select(sides.test)
         # What rounds measure; a model chosen by test records would look better than it is.

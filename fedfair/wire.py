@@ -25,6 +25,8 @@ from fedfair.signals import Signals, Variance
 Arrays = dict[str, NDArray[np.generic]]
 DTYPES = ("float32", "float64")
 WORDS = ("uint32", "uint64")  # of masked sums
+MOST_AXES, MOST_VALUES = 8, 2**40
+"""Of any array; beyond them NumPy itself may fail."""
 Floats = NDArray[np.float64]
 
 
@@ -102,6 +104,11 @@ def from_bytes(
     InconsistentUpdates
         If `data` is anything else.
     """
+    # The sizes of an array without values are bounded too.
+    if len(shape) > MOST_AXES or min(shape, default=0) < 0 or math.prod(n or 1 for n in shape) > MOST_VALUES:
+        raise InconsistentUpdates(
+            f"an array must have at most {MOST_AXES} axes and 2^40 values, got a shape of {len(shape)} axes"
+        )
     if dtype in dtypes:
         header, size = _header(dtype, shape), math.prod(shape) * np.dtype(dtype).itemsize
         if data.startswith(header) and len(data) == len(header) + size:
@@ -184,7 +191,7 @@ def unpack_signals(prefix: str, arrays: Mapping[str, NDArray[np.generic]]) -> Si
     Raises
     ------
     InconsistentUpdates
-        If an array is missing.
+        If an array is missing, or `variance` is not one value for each array that it is of.
     """
     gradients, variance = f"{prefix}/head_gradients", f"{prefix}/variance"
     return Signals(
@@ -192,8 +199,15 @@ def unpack_signals(prefix: str, arrays: Mapping[str, NDArray[np.generic]]) -> Si
         _get(arrays, f"{prefix}/losses"),
         _get(arrays, f"{prefix}/histograms"),
         _get(arrays, gradients) if gradients in arrays else None,
-        Variance(*_get(arrays, variance).tolist()) if variance in arrays else None,
+        _variance(arrays, variance) if variance in arrays else None,
     )
+
+
+def _variance(arrays: Mapping[str, NDArray[np.generic]], name: str) -> Variance:
+    value, wanted = _get(arrays, name), (len(Variance._fields),)
+    if value.shape != wanted:
+        raise InconsistentUpdates(f"`{name}` must be {wanted}, got {value.shape}")
+    return Variance(*value.tolist())
 
 
 def has_signals(prefix: str, arrays: Mapping[str, NDArray[np.generic]]) -> bool:

@@ -12,10 +12,12 @@ from fedfair.budget import account, notices, resolve, server_ledger
 from fedfair.config import Config, load
 from fedfair.coordinator import Coordinator
 from fedfair.data import open_dataset
+from fedfair.files import only_one
 from fedfair.provenance import source_digest
 from fedfair.record import RunFolder, next_folder
-from fedfair.secure import SecureLayouts
 from fedfair.site import Workbench
+from fedfair.uploads import Uploads
+from server.crew import Crew
 from server.exchange import Sites
 from server.journal import Journal
 from server.roster import Roster
@@ -36,22 +38,25 @@ def main(grid: Grid, context: Context) -> None:
     centre's log). A checkpoint in the folder is resumed.
     """
     config = resolve(read_config(context))
+    path = Path(str(context.run_config.get("output") or default_output(config)))
+    folder = RunFolder(path, config.server.keep)
+    with only_one(folder.path):
+        _run(grid, context, config, folder)
+
+
+def _run(grid: Grid, context: Context, config: Config, folder: RunFolder) -> None:
     adapter = open_dataset(config.data.name, config.data.path, config.data.options, config.seed)
     schema = adapter.schema
     bench = Workbench(config, schema)
-    folder = RunFolder(
-        Path(str(context.run_config.get("output") or default_output(config))), config.server.keep
-    )
     coordinator = Coordinator(config, schema, bench.vectors(), server_ledger(config))
-    journal = Journal(_path(context, "audit"), str(folder.path))
-    roster = Roster(_path(context, "roster"))
+    source, run = source_digest(ROOT), str(folder.path)
+    journal, roster = Journal(_path(context, "audit"), run), Roster(_path(context, "roster"))
+    timeout = config.server.round_timeout
     sites = Sites(
-        grid, schema.digest(), schema.sites, config.server.round_timeout, folder.path, roster, journal
+        grid, schema.digest(), schema.sites, timeout, folder.path, roster, journal, config.privacy.mode
     )
-    layouts = SecureLayouts(config, schema, bench)
-    strategy = ModulatedAggregation(
-        coordinator, sites, folder, source_digest(ROOT), str(folder.path), layouts
-    )
+    crew = Crew(coordinator, sites, source, run, Uploads(config, schema, bench))
+    strategy = ModulatedAggregation(coordinator, crew, folder)
     begun = folder.checkpoints.load(coordinator)
     folder.save_config(config)
     told: list[str] = []
@@ -64,24 +69,31 @@ def main(grid: Grid, context: Context) -> None:
     told += notices(config, len(schema.sites), coordinator.values)
     for notice in told:
         logger.warning(notice)
-    stopped: str | None = None
+    journal.started(config.digest(), source, config.to_json())
     status = "failed"
-    journal.started(config.digest(), strategy.source, config.to_json())
     try:
-        strategy.survey()
-        stopped = strategy.train()
-        if stopped is not None:
-            logger.warning("training ends after round %d: %s", coordinator.round, stopped)
-        strategy.finish()
+        stopped = _train(strategy)
+        folder.save_outcome(stopped, strategy.monitor.best_round, config.server.monitor, told)
+        bench.load(coordinator.model)
+        folder.save_model(bench.model.state_dict(), coordinator.moments)
         status = "completed"
     finally:
         journal.ended(status, coordinator.round)
+
+
+def _train(strategy: ModulatedAggregation) -> str | None:
+    """Train and measure; return why training ended early, or None."""
+    config, coordinator, folder = strategy.config, strategy.coordinator, strategy.folder
+    try:
+        strategy.crew.survey()
+        if (stopped := strategy.train()) is not None:
+            logger.warning("training ends after round %d: %s", coordinator.round, stopped)
+        strategy.finish()
+    finally:
         # A run that fails has spent what it has spent.
         if config.privacy.on:
             folder.save_privacy(account(config, coordinator.round, folder.asked(), strategy.capped))
-    folder.save_outcome(stopped, strategy.monitor.best_round, config.server.monitor, told)
-    bench.load(coordinator.model)
-    folder.save_model(bench.model.state_dict(), coordinator.moments)
+    return stopped
 
 
 def read_config(context: Context) -> Config:

@@ -3,31 +3,22 @@
 from __future__ import annotations
 
 import logging
-import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-from flwr.app import ConfigRecord, Error, Message, RecordDict
+from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
-from numpy.typing import NDArray
 
-from fedfair import wire
-from fedfair.errors import FedfairError, InconsistentUpdates, RunError
+from fedfair.errors import InconsistentUpdates, RunError
+from fedfair.secagg import Field
 from server.journal import Journal
+from server.post import exchanged
+from server.replies import Arrays, in_words, introduced, printable, read
 from server.roster import Roster
-from server.spool import spooled
 
 logger = logging.getLogger("fedfair.rounds")
-Arrays = Mapping[str, NDArray[np.generic]]
-LATE = "no answer before `server.round_timeout` ({:g} s)"
-# Flower's codes; a message that nobody fetched in time is an error of its own.
-_WORDS = {3: "no answer before the message expired", 5: "the node went offline", 8: "its program ended"}
-_RAISED = re.compile(r"<class '(?P<kind>[\w.]+)'>:<'(?P<text>.*)'>", re.DOTALL)
-# Flower's own loop looks every 3 seconds, which would be half of a small round.
-_FIRST_LOOK, _LAST_LOOK = 0.02, 1.0
 
 
 @dataclass
@@ -84,6 +75,9 @@ class Sites:
         Which node may be which site.
     journal : Journal
         Takes down every exchange.
+    privacy : str
+        The run's `privacy.mode`: only under sample-level privacy can a site's budget be spent, and under
+        site-level privacy no answer is refused for its values, since a refusal would tell of them.
     """
 
     def __init__(
@@ -95,13 +89,16 @@ class Sites:
         folder: Path,
         roster: Roster,
         journal: Journal,
+        privacy: str = "off",
     ) -> None:
         self._grid, self._schema, self._timeout, self._folder = grid, schema, timeout, folder
-        self._roster, self.journal = roster, journal
+        self.roster, self.journal, self._privacy = roster, journal, privacy
         self._allowed = frozenset(names)
         self.names: dict[int, str] = {}
 
-    def connected(self, minimum: int, wanted: int, patience: float) -> list[int]:
+    def connected(
+        self, minimum: int, wanted: int, patience: float, without: Collection[int] = ()
+    ) -> list[int]:
         """Return the nodes that are there, waiting for `minimum` of them, and a while for `wanted`.
 
         Parameters
@@ -112,6 +109,8 @@ class Sites:
             With at least `minimum`, these are waited for during `patience` seconds.
         patience : float
             Seconds.
+        without : Collection[int]
+            Nodes that do not count.
 
         Raises
         ------
@@ -120,7 +119,7 @@ class Sites:
         """
         begun, told = time.monotonic(), -1
         while True:
-            nodes = sorted(self._grid.get_node_ids())
+            nodes = sorted(set(self._grid.get_node_ids()) - set(without))
             waited = time.monotonic() - begun
             if len(nodes) >= wanted or (len(nodes) >= minimum and waited > patience):
                 return nodes
@@ -131,11 +130,23 @@ class Sites:
                 logger.info("waiting for sites: %d of %d connected", told, wanted)
             time.sleep(0.5)
 
-    def ask(self, nodes: Sequence[int], kind: str, content: RecordDict, group: int) -> Answers:
+    def ask(
+        self,
+        nodes: Sequence[int],
+        kind: str,
+        content: RecordDict,
+        group: int,
+        fields: Sequence[Field] | None = None,
+    ) -> Answers:
         """Send the same to each node, as `send` does."""
-        return self.send(dict.fromkeys(nodes, (kind, content)), group)
+        return self.send(dict.fromkeys(nodes, (kind, content)), group, fields)
 
-    def send(self, messages: Mapping[int, tuple[str, RecordDict]], group: int) -> Answers:
+    def send(
+        self,
+        messages: Mapping[int, tuple[str, RecordDict]],
+        group: int,
+        fields: Sequence[Field] | None = None,
+    ) -> Answers:
         """Send each node its message and collect what comes back before the deadline.
 
         A site that answers with anything other than what the run expects has failed; it takes
@@ -147,6 +158,13 @@ class Sites:
             Type and content by node.
         group : int
             The round, for the logs of both sides.
+        fields : Sequence[Field] | None
+            The arrays of every answer; None where the caller checks them.
+
+        Raises
+        ------
+        RunError, AuditError
+            If the server itself cannot send, spool or log; never for what a site answers.
         """
         answers = Answers()
         for kind in sorted({kind for kind, _ in messages.values()}):
@@ -154,13 +172,11 @@ class Sites:
             head = self.journal.asked(group, kind, [self._name(node) for node in asked])
             for content in asked.values():
                 content.config_records["run"].update(head)
-        for node, reply in self._exchange(messages, group):
-            if reply is None:
-                answers.failed[self._name(node)] = LATE.format(self._timeout)
-            elif reply.has_error():
-                answers.failed[self._name(node)] = in_words(reply.error)
-            else:
-                self._take(node, reply, answers)
+        for node, reply in exchanged(self._grid, messages, group, self._timeout):
+            try:
+                self._take(node, reply, answers, group, messages[node][0], fields)
+            except InconsistentUpdates as error:
+                answers.failed[self._name(node)] = printable(str(error))
         answers.sites = sorted(answers.arrays)
         kinds = {self._name(node): kind for node, (kind, _) in messages.items()}
         for site, reason in (answers.failed | answers.exhausted).items():
@@ -170,42 +186,52 @@ class Sites:
     def _name(self, node: int) -> str:
         return self.names.get(node, f"node {node}")
 
-    def _take(self, node: int, reply: Message, answers: Answers) -> None:
-        try:
-            told = reply.content.config_records["site"]
-            site, schema = str(told["name"]), str(told["schema"])
-        except KeyError as error:
-            answers.failed[self._name(node)] = f"its answer lacks {error}"
-            return
-        if site not in self._allowed:
-            answers.failed[f"node {node}"] = f"{site!r} is no site of the data"
-            return
-        if not self._roster.allows(node, site):
-            answers.failed[f"node {node}"] = f"it says that it is {site}, for which its key is not registered"
-            return
-        if self.names.get(node, site) != site or self._taken(node, site):
-            answers.failed[f"node {node}"] = (
-                f"site {site} must be one node, got two; correct the `site` of one node's config"
-            )
-            return
-        self.names[node] = site
+    def _take(
+        self,
+        node: int,
+        reply: Message | str,
+        answers: Answers,
+        group: int,
+        kind: str,
+        fields: Sequence[Field] | None,
+    ) -> None:
+        """Put a reply where it belongs; whoever sent another one than was asked for has failed."""
+        if isinstance(reply, str):
+            raise InconsistentUpdates(reply)
+        if reply.has_error():
+            raise InconsistentUpdates(in_words(reply.error))
+        site, schema, told = introduced(reply)
+        self._know(node, site)
         if schema != self._schema:
-            answers.failed[site] = (
+            raise InconsistentUpdates(
                 f"the data of site {site} must have the server's schema ({self._schema}), got {schema}: "
                 "names, shapes or their order differ"
             )
-        elif "exhausted" in told:
-            answers.exhausted[site] = str(told["exhausted"])
-        else:
-            try:
-                arrays = _arrays(reply, self._folder)
-                metadata = reply.metadata
-                self.journal.answered(int(metadata.group_id), metadata.message_type, site, arrays, told)
-                answers.arrays[site] = arrays
-                if "secure" in reply.content.config_records:
-                    answers.secure[site] = reply.content.config_records["secure"]
-            except InconsistentUpdates as error:
-                answers.failed[site] = str(error)
+        if "exhausted" in told:
+            if self._privacy != "sample":
+                raise InconsistentUpdates(
+                    f"site {site} must have no budget in a run without sample-level privacy, it says that "
+                    f"it is spent: {told['exhausted']!s}"
+                )
+            answers.exhausted[site] = printable(str(told["exhausted"]))
+            return
+        arrays = read(site, reply, fields, self._folder, values=self._privacy != "site")
+        self.journal.answered(group, kind, site, arrays, told)
+        answers.arrays[site] = arrays
+        if "secure" in reply.content.config_records:
+            answers.secure[site] = reply.content.config_records["secure"]
+
+    def _know(self, node: int, site: str) -> None:
+        """Note which site a node is, if it may be that one."""
+        if site not in self._allowed:
+            raise InconsistentUpdates(f"{site!r} is no site of the data")
+        if not self.roster.allows(node, site):
+            raise InconsistentUpdates(f"it says that it is {site}, for which its key is not registered")
+        if self.names.get(node, site) != site or self._taken(node, site):
+            raise InconsistentUpdates(
+                f"site {site} must be one node, got two; correct the `site` of one node's config"
+            )
+        self.names[node] = site
 
     def _taken(self, node: int, site: str) -> bool:
         """Whether another node that is still there answers for the site."""
@@ -214,55 +240,3 @@ class Sites:
         for n in gone:
             del self.names[n]
         return len(others) > len(gone)
-
-    def _exchange(
-        self, sent: Mapping[int, tuple[str, RecordDict]], group: int
-    ) -> Iterator[tuple[int, Message | None]]:
-        """Yield each node with its reply as it comes, and None for those that are late."""
-        messages = [
-            Message(content, dst_node_id=node, message_type=kind, group_id=str(group), ttl=self._timeout)
-            for node, (kind, content) in sent.items()
-        ]
-        ids = list(self._grid.push_messages(messages))
-        if len(ids) != len(sent):
-            raise RunError(
-                f"the message of round {group} must reach Flower's SuperLink, it refused it as too large; "
-                "see `docs/deployment.md` for what fits"
-            )
-        pending = dict(zip(ids, sent, strict=True))
-        end, pause = time.monotonic() + self._timeout, _FIRST_LOOK
-        while pending:
-            for message in list(pending):
-                # One at a time: a reply may be as large as several models.
-                for reply in self._grid.pull_messages([message]):
-                    yield pending.pop(message), reply
-            if time.monotonic() > end:
-                break
-            if pending:
-                time.sleep(pause)
-                pause = min(2 * pause, _LAST_LOOK)
-        yield from ((node, None) for node in pending.values())
-
-
-def in_words(error: Error) -> str:
-    """Return what went wrong in the site's own words, without Flower's wrapping."""
-    reason = error.reason or ""
-    if raised := _RAISED.fullmatch(reason):
-        kind = raised["kind"].rpartition(".")[2]
-        own = raised["kind"].startswith(FedfairError.__module__)
-        return raised["text"] if own else f"{kind}: {raised['text']}"
-    return f"{_WORDS[error.code]} ({reason})" if error.code in _WORDS else reason or f"code {error.code}"
-
-
-def _arrays(reply: Message, folder: Path) -> Arrays:
-    records = reply.content.array_records
-    if "arrays" not in records:
-        raise InconsistentUpdates("an answer must hold `arrays`, got none")
-    return {
-        name: spooled(wire.from_bytes(array.data, array.dtype, array.shape, _dtypes(name)), folder)
-        for name, array in records["arrays"].items()
-    }
-
-
-def _dtypes(name: str) -> tuple[str, ...]:
-    return wire.WORDS if name == "words" else wire.DTYPES

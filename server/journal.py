@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,6 +11,9 @@ from flwr.app import ConfigRecord
 from numpy.typing import NDArray
 
 from fedfair.audit import AuditLog, digest
+from fedfair.errors import InconsistentUpdates
+
+_HASH = re.compile("[0-9a-f]{64}")
 
 
 class Journal:
@@ -79,7 +83,19 @@ class Journal:
 
 
 def peer(name: str, told: ConfigRecord) -> dict[str, object]:
-    """Return the head of the other side's log, if it told one."""
-    if "audit-hash" not in told:
+    """Return the head of the other side's log, if it told one.
+
+    Raises
+    ------
+    InconsistentUpdates
+        If what it told is no number and hash of an entry.
+    """
+    n, head = told.get("audit-n"), told.get("audit-hash")
+    if n is None and head is None:
         return {}
-    return {"peer": name, "peer_n": int(str(told["audit-n"])), "peer_hash": str(told["audit-hash"])}
+    if type(n) is not int or n < 0 or not isinstance(head, str) or not _HASH.fullmatch(head):
+        raise InconsistentUpdates(
+            f"`audit-n` and `audit-hash` of {name} must be the number and the hash of a log's entry, "
+            "they are not"
+        )
+    return {"peer": name, "peer_n": n, "peer_hash": head}

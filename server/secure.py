@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 from flwr.app import ConfigRecord, RecordDict
@@ -19,21 +20,22 @@ from numpy.typing import NDArray
 from fedfair.config import Config
 from fedfair.errors import FedfairError, RoundRefused
 from fedfair.secagg import (
+    SECURE,
     Announcement,
     CannotUnmask,
     Layout,
     MaskedInput,
     Parcels,
     Receipt,
+    Roll,
     ServerSession,
     Shares,
 )
-from fedfair.secure import ALL, rule
+from fedfair.uploads import ALL, rule
 from server.exchange import Answers, Sites
 from server.journal import Journal
 
 PREPARE = "query.secure"
-SECURE = "secure"
 Told = dict[str, str | int | bytes]
 logger = logging.getLogger("fedfair.rounds")
 
@@ -77,11 +79,8 @@ class SecureSums:
         first = self._sites.send(self._messages(told, about), group)
         self._take(first, coming.announce, Announcement, "announcement")
         with _refusing(first):
-            roll = coming.roll().to_bytes()
-        present = self._nodes(first.secure)
-        second = self._sites.send(
-            self._messages({n: {"roll": roll, "roll-number": self._number} for n in present}, about), group
-        )
+            called = self._calls(coming.roll())
+        second = self._sites.send(self._messages(called, about), group)
         self._take(second, coming.share, Parcels, "parcels")
         self._ready = coming
         return first.failed | second.failed
@@ -134,7 +133,7 @@ class SecureSums:
         self._take(answers, coming.announce, Announcement, "announcement")
         answers.arrays, answers.sites = {}, list(summed.survivors)
         with _refusing(answers):
-            opened = self._open(summed, number, coming, about, answers, group)
+            opened = self._open(summed, number, coming, about, group)
         answers.arrays = {ALL: opened}
         self._journal.summed(group, answers.sites)
         for node in told.keys() - working.keys():
@@ -148,7 +147,6 @@ class SecureSums:
         number: int,
         coming: ServerSession,
         about: RecordDict,
-        answers: Answers,
         group: int,
     ) -> dict[str, NDArray[np.float64]]:
         """Have the survivors open the sum, and all that answered share for the next one."""
@@ -157,17 +155,16 @@ class SecureSums:
             node: {"request": request, "request-number": number} for node in self._nodes(summed.survivors)
         }
         try:
-            roll = coming.roll().to_bytes()
+            called = self._calls(coming.roll())
         except CannotUnmask:  # too few new keys: the next sum begins afresh
-            roll = b""
-        if roll:
-            for node in self._nodes(answers.secure):
-                told[node] = {**told.get(node, {}), "roll": roll, "roll-number": self._number}
+            called = {}
+        for node, call in called.items():
+            told[node] = {**told.get(node, {}), **call}
         shared = self._sites.send(self._messages(told, about), group)
         for site, reason in shared.failed.items():
             logger.warning("site %s did not help to open a secure sum: %s", site, reason)
         self._take(shared, summed.reveal, Shares, "shares")
-        if roll:
+        if called:
             self._take(shared, coming.share, Parcels, "parcels")
             self._ready = coming
         return summed.result()
@@ -177,7 +174,7 @@ class SecureSums:
     ) -> None:
         try:
             words: NDArray[np.unsignedinteger] = np.asarray(answers.arrays[site]["words"])
-            receipt = Receipt.from_bytes(_bytes(record, "receipt"))
+            receipt = Receipt.from_bytes(record["receipt"])
             if receipt.site != site:
                 raise RoundRefused(f"its input is said to be that of {receipt.site}")
             summed.receive(MaskedInput(receipt, words), layout)
@@ -196,7 +193,7 @@ class SecureSums:
             if key not in record:
                 continue
             try:
-                message = kind.from_bytes(_bytes(record, key))
+                message = kind.from_bytes(record[key])
                 if message.site != site:
                     raise RoundRefused(f"its `{key}` is said to be that of {message.site}")
                 take(message)
@@ -206,7 +203,12 @@ class SecureSums:
 
     def _next(self) -> ServerSession:
         self._number += 1
-        return ServerSession(self._label, self._number, self._rule)
+        return ServerSession(self._label, self._number, self._rule, self._sites.roster.keys())
+
+    def _calls(self, roll: Roll) -> dict[int, Told]:
+        """Return what each site of the roll is told; one whose keys were refused stays out."""
+        told: Told = {"roll": roll.to_bytes(), "roll-number": self._number}
+        return dict.fromkeys(self._nodes([a.site for a in roll.announcements]), told)
 
     def _taken_over(self) -> tuple[ServerSession, int, ServerSession]:
         """Return the sum that is prepared, its number, and the one to prepare beside it."""
@@ -230,26 +232,11 @@ class SecureSums:
         return result
 
 
-class _refusing:  # noqa: N801, reads like a sentence
-    """Turn a sum that cannot be opened into a round that is not committed."""
-
-    def __init__(self, answers: Answers | None) -> None:
-        self._answers = answers
-
-    def __enter__(self) -> None:
-        """Do nothing."""
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        """Name the first failure beside it."""
-        if isinstance(error, CannotUnmask):
-            why = (
-                f"; the first failure: {self._answers.why()}"
-                if self._answers and self._answers.failed
-                else ""
-            )
-            raise RoundRefused(f"{error}{why}") from error
-
-
-def _bytes(record: ConfigRecord, key: str) -> bytes:
-    value = record[key]
-    return value if isinstance(value, bytes) else b""
+@contextmanager
+def _refusing(answers: Answers | None) -> Iterator[None]:
+    """Turn a sum that cannot be opened into a round that is not committed; name the first failure."""
+    try:
+        yield
+    except CannotUnmask as error:
+        why = f"; the first failure: {answers.why()}" if answers and answers.failed else ""
+        raise RoundRefused(f"{error}{why}") from error

@@ -34,7 +34,7 @@ LAYERS = (
     {"secagg"},
     {"privacy"},
     {"sections", "config"},
-    {"plan", "budget", "site", "privacy.policy", "privacy.server", "privacy.site", "coordinator", "secure"},
+    {"plan", "budget", "site", "privacy.policy", "privacy.server", "privacy.site", "coordinator", "uploads"},
     {"checkpoint", "record", "monitor", "report", "trained"},
     {"federation"},
     {"cli"},

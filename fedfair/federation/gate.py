@@ -1,7 +1,7 @@
 """The gate of a site: Flower's own programs, save that code which the site has not approved is refused.
 
 ``flwr-clientapp`` is started by Flower for each message, and installs and runs whatever app the
-server has named. Here the SHA-256 of the very bytes decides first. Three functions that Flower's
+server has named. Here the SHA-256 of the very bytes decides first. Four functions that Flower's
 program calls are replaced; where it does not call them (another version of Flower), nothing runs.
 """
 
@@ -32,7 +32,7 @@ REFUSED = 78
 OVERTIME = 75
 LONGEST_SECONDS = 7 * 24 * 3600.0
 _RUNTIME = "flwr.supernode.runtime.run_clientapp"
-_REPLACED = ("pull_task_input", "install_from_fab", "get_load_client_app_fn")
+_REPLACED = ("pull_task_input", "install_from_fab", "get_load_client_app_fn", "push_message")
 
 
 class Gate:
@@ -49,7 +49,10 @@ class Gate:
     def __init__(self, folder: SiteFolder, runtime: ModuleType) -> None:
         self._folder = folder
         self._get_place = runtime.get_project_dir
-        self._pull, self._install, self._get_loader = (getattr(runtime, name) for name in _REPLACED)
+        self._pull, self._install, self._get_loader, self._push = (
+            getattr(runtime, name) for name in _REPLACED
+        )
+        self._finish: Callable[[], None] | None = None
         self._told: dict[str, Any] = {}
         self._named = ""
         self._home: Path | None = None
@@ -62,7 +65,7 @@ class Gate:
         """
         message, context, run, code = self._pull(client)
         about = message.metadata
-        end_after(about.created_at + about.ttl - time.time())
+        self._finish = end_after(about.created_at + about.ttl - time.time())
         self._named = code.hash_str
         self._told = {"run": str(run.run_id), "message": about.message_type, "round": about.group_id[:20]}
         return message, context, run, code
@@ -98,6 +101,16 @@ class Gate:
 
         return loaded
 
+    def push_message(self, *args: object) -> None:
+        """Push the answer, which is in time: nothing ends this process between it and the node's state.
+
+        Flower stores that state after the answer has left. Without it, a site would answer again with
+        the secrets of an answer that is out.
+        """
+        if self._finish is not None:
+            self._finish()
+        self._push(*args)
+
     def _refusal(self, code: str) -> str | None:
         site = self._folder.name
         if code != self._named:
@@ -128,15 +141,28 @@ class Gate:
             )
 
 
-def end_after(seconds: float) -> None:
-    """End this process, whatever it does, after `seconds`; a week at most."""
+def end_after(seconds: float) -> Callable[[], None]:
+    """End this process, whatever it does, after `seconds`; a week at most.
+
+    Returns
+    -------
+    Callable[[], None]
+        Lets the process go on; if its end has begun, it never returns.
+    """
     # not (x < y): NaN is no end either
     seconds = max(seconds, 0.0) if seconds < LONGEST_SECONDS else LONGEST_SECONDS
-    timer = threading.Timer(seconds, _end)
+    decided = threading.Lock()  # whoever takes it first, the end or the answer, has it for good
+    timer = threading.Timer(seconds, lambda: _end() if decided.acquire(blocking=False) else None)
     timer.daemon = True
     timer.start()
     # For code that never lets go of the interpreter; it tells where it was.
     faulthandler.dump_traceback_later(seconds + 5, exit=True)
+
+    def go_on() -> None:
+        decided.acquire()
+        faulthandler.cancel_dump_traceback_later()
+
+    return go_on
 
 
 def _end() -> NoReturn:

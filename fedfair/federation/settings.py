@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import yaml
 
 from fedfair.federation.consortium import Consortium, slug
+from fedfair.privacy.policy import FEWEST
 
 __all__ = ["KEYS", "slug", "write_settings"]
 
@@ -27,12 +28,13 @@ _MEANING = {
     "min-noise": "Smallest noise multiplier of training that is accepted; null: any.",
     "min-records": "Fewest training records with which this site takes part; 0: any number.",
     "public-test": "true: the test records may be shown exactly, without noise.",
-    "secure-only": "true: take part only where the centre sees nothing but sums over three sites or more.",
+    "secure-only": "true: take part only where the centre sees sums alone, over `min-sites` sites or more.",
+    "min-sites": "Fewest sites in such a sum, at least 3; of two, each learns the other's part.",
     "key": "Private key of this site's node; it also signs what secure sums need.",
     "roster": "All sites' public keys, one a line; add one when a site joins the consortium later.",
     "attributes": "The attributes, with their groups, by which this site reports; null: any.",
     "allow": "Own models, data sets and methods that a run may name, as package.module:factory.",
-    "schema": "What the records must look like, for `fedfair doctor`; null: not checked.",
+    "schema": "The only format in which a run may read the records; null: any, by which it could probe them.",
 }
 KEYS = tuple(_MEANING)
 """The keys of site.yaml, in their order."""
@@ -68,6 +70,7 @@ def _values(consortium: Consortium, site: str) -> Mapping[str, object]:
         "min-records": consortium.min_records,
         "public-test": False,
         "secure-only": False,
+        "min-sites": FEWEST,
         "key": "node.key",
         "roster": "roster.txt",
         "attributes": dict(consortium.attributes),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,12 +21,14 @@ KEYS = (
     "min-records",
     "public-test",
     "secure-only",
+    "min-sites",
+    "schema",
     "attributes",
     "allow",
 )
 
 SITE = "site"
-INFORMATIVE = ("consortium", "centre", "schema")
+INFORMATIVE = ("consortium", "centre")
 """What a settings file may say for other programs to read."""
 
 Vocabulary = tuple[tuple[str, tuple[str, ...]], ...]
@@ -106,18 +109,55 @@ def positive(found: Mapping[str, object], key: str) -> float | None:
     return value
 
 
-def count(found: Mapping[str, object], key: str) -> int:
-    """Return a key's whole number, or 0 where it is not given.
+def count(found: Mapping[str, object], key: str, least: int = 0) -> int:
+    """Return a key's whole number, or `least` where it is not given.
 
     Raises
     ------
     ConfigError
-        If it is none, or below 0.
+        If it is none, or below `least`.
     """
-    digits = str(found.get(key, 0))
-    if not (digits.isascii() and digits.isdecimal()):
-        raise ConfigError(f"`{key}` of the node must be a whole number of at least 0, got {found[key]!r}")
+    digits = str(found.get(key, least))
+    if not (digits.isascii() and digits.isdecimal() and int(digits) >= least):
+        raise ConfigError(
+            f"`{key}` of the node must be a whole number of at least {least}, got {found[key]!r}"
+        )
     return int(digits)
+
+
+def flag(found: Mapping[str, object], key: str) -> bool:
+    """Return a key's truth value, false where it is not given; a node's configuration has it as text.
+
+    Raises
+    ------
+    ConfigError
+        If it is neither true nor false: what was meant as a yes must not act as a no.
+    """
+    value = str(found.get(key, False)).lower()
+    if value not in ("true", "false"):
+        raise ConfigError(f"`{key}` of the node must be true or false, got {found[key]!r}")
+    return value == "true"
+
+
+def form(found: Mapping[str, object], key: str) -> str | None:
+    """Return what a key says of the records' format, as `format_of` writes it, or None if nothing.
+
+    Raises
+    ------
+    ConfigError
+        If it is no mapping with a `name`, and `options` if any.
+    """
+    if key not in found:
+        return None
+    said = as_mapping(found[key], key)
+    if not said.get("name") or said.keys() - {"name", "options"}:
+        raise ConfigError(f"`{key}` must hold a `name`, and `options` if any, got {sorted(said)}")
+    return format_of(str(said["name"]), as_mapping(said.get("options") or {}, f"{key}.options"))
+
+
+def format_of(name: str, options: Mapping[str, object]) -> str:
+    """Return one text for a data set's name and options; the order of keys counts, as in the schema."""
+    return json.dumps([name, options], default=str)
 
 
 def vocabulary(found: Mapping[str, object], key: str) -> Vocabulary | None:

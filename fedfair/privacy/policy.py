@@ -8,20 +8,26 @@ plug-ins; a floor binds wherever it stands, and a run that protects less is refu
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 from fedfair.budget import dataset_identity, ledger_folder
 from fedfair.config import Config
 from fedfair.data.schema import Schema
-from fedfair.errors import ConfigError, FedfairError, PrivacyError, nearest
+from fedfair.errors import ConfigError, PrivacyError, nearest
 from fedfair.privacy import node_settings as read
 from fedfair.privacy.edge import Discreet
+from fedfair.privacy.reticence import Reticent, pathless
 
 OWN_RECORDS = "the site's records"
 FEWEST = 3  # the sum of two sites tells each the other's
+LEAST_RANGE = 2**20
+"""Smallest `secure.bound` and `secure.max_records` at a site with settings: a site that refuses to send
+what is beyond them tells that it has it. Sums of losses and counts of any hospital are below."""
+LARGEST_HELD_OUT = 0.9
+"""Largest fraction that a secure run may hold out: whether any record is left would tell their number."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,11 @@ class Policy:
         Its node's private key, and the file of all sites' public keys, for secure sums that do not
         trust the server to pass keys on.
     secure_only : bool
-        Whether it takes part in secure sums alone, and none of fewer than three sites.
+        Whether it takes part in secure sums alone, and none of fewer than `min_sites`.
+    min_sites : int
+        The fewest sites of such a sum, at least three.
+    schema : str | None
+        The only format of its records that a run may name, as `node_settings.format_of` writes it.
     binds : bool
         Whether only private runs will do: a floor is given, or the node's own configuration, rather
         than the file, names `ledger` or `dataset`.
@@ -80,6 +90,8 @@ class Policy:
     key: Path | None = None
     roster: Path | None = None
     secure_only: bool = False
+    min_sites: int = FEWEST
+    schema: str | None = None
     binds: bool = False
 
     @classmethod
@@ -90,7 +102,8 @@ class Policy:
         ------
         ConfigError
             If a key looks like one of these and is not, the file holds an unknown one or cannot be
-            read, a value is not what its key takes, or `data` stands without `site`.
+            read, a value is not what its key takes, `data` stands without `site`, or `secure-only` in
+            a file without `key` and `roster`.
         """
         read.refuse_misspelt(node)
         own = read.given(node)
@@ -98,7 +111,7 @@ class Policy:
         found = own if settings is None else {**read.read_settings(settings), **own}
         if "data" in found and "site" not in found:
             raise ConfigError("`site` of the node must name the hospital whose `data` these are, got none")
-        return cls(
+        policy = cls(
             site=read.text(found, "site"),
             settings=settings,
             data=read.place(found, "data"),
@@ -109,14 +122,22 @@ class Policy:
             max_delta=read.positive(found, "max-delta"),
             min_noise=read.positive(found, "min-noise"),
             min_records=read.count(found, "min-records"),
-            public_test=str(found.get("public-test", False)).lower() == "true",
+            public_test=read.flag(found, "public-test"),
             attributes=read.vocabulary(found, "attributes"),
             allow=read.texts(found, "allow"),
             key=read.place(found, "key"),
             roster=read.place(found, "roster"),
-            secure_only=str(found.get("secure-only", False)).lower() == "true",
+            secure_only=read.flag(found, "secure-only"),
+            min_sites=read.count(found, "min-sites", FEWEST),
+            schema=read.form(found, "schema"),
             binds=bool(found.keys() & {*read.FLOOR} or own.keys() & {"ledger", "dataset"}),
         )
+        if policy.secure_only and settings is not None and not (policy.key and policy.roster):
+            raise ConfigError(
+                "`secure-only` of the site's settings must stand beside `key` and `roster`, got not both; "
+                "without them the centre could be all the other sites"
+            )
+        return policy
 
     def check(self, config: Config) -> None:
         """Refuse a run that names what is the site's to choose, or protects less than it asks for.
@@ -133,12 +154,15 @@ class Policy:
         """
         if self.secure_only and not config.secure.enabled:
             raise PrivacyError("`secure.enabled` must be true, as this site asks, got False")
-        if self.secure_only and config.secure.fewest < FEWEST:
+        if self.secure_only and config.secure.fewest < self.min_sites:
             raise PrivacyError(
-                f"`secure.fewest` must be at least {FEWEST}, as this site asks, got {config.secure.fewest}"
+                f"`secure.fewest` must be at least {self.min_sites}, as this site asks, "
+                f"got {config.secure.fewest}"
             )
         if self.settings is not None:
             self._check_names(config)
+            self._check_format(config)
+            _check_range(config)
         if self.binds:
             self._check_floor(config)
 
@@ -151,8 +175,13 @@ class Policy:
 
         A site with data or settings of its own has one account unless it names its data: were that
         name the run's to choose, or the file's, each new one would open an account with nothing spent.
+        So would another folder or name of the run's where the node gives a floor.
         """
-        named = OWN_RECORDS if self.settings or self.data else dataset_identity(config)
+        own = bool(self.settings or self.data)
+        if own or self.binds:
+            bare = dataclasses.replace(config.privacy, ledger=None, dataset=None)
+            config = dataclasses.replace(config, privacy=bare)
+        named = OWN_RECORDS if own else dataset_identity(config)
         return self.ledger or ledger_folder(config), self.dataset or named
 
     def check_schema(self, schema: Schema) -> None:
@@ -186,7 +215,7 @@ class Policy:
         site : str
             For the message.
         count : int
-            Training records; under privacy all of its records, since the run chooses the split and
+            Training records; if private all of its records, since the run chooses the split and
             could learn their number by asking again with another.
         private : bool
             Whether the number must not be told.
@@ -194,7 +223,7 @@ class Policy:
         Raises
         ------
         PrivacyError
-            With the number, or under privacy with nothing but that the site does not take part.
+            With the number, or if private with nothing but that the site does not take part.
         """
         if count >= self.min_records:
             return
@@ -205,13 +234,18 @@ class Policy:
         )
 
     def discretion(self, config: Config, site: str) -> contextlib.AbstractContextManager[object]:
-        """Return what keeps the text of an error at `site`: of any under privacy, else of unexpected ones.
+        """Return what keeps the text of an error at `site`: of any under privacy, else of what it read.
 
-        A node without a settings file, in a run without privacy, tells all, as in a simulation.
+        A node without a settings file, in a run without privacy or secure sums, tells all, as in a
+        simulation.
         """
         if config.privacy.on:
             return Discreet(site)
-        return Reticent(site) if self.settings else contextlib.nullcontext()
+        return Reticent(site) if self.settings or config.secure.enabled else contextlib.nullcontext()
+
+    def pathless(self) -> contextlib.AbstractContextManager[None]:
+        """Return what keeps folders of a site with settings out of refusals: they are not for others."""
+        return pathless() if self.settings else contextlib.nullcontext()
 
     def _check_names(self, config: Config) -> None:
         if self.data is None and config.data.path is not None:
@@ -225,6 +259,14 @@ class Policy:
                     f"`{section}.name` must be built in or listed in `allow` of the site's settings, "
                     f"got {name!r}"
                 )
+
+    def _check_format(self, config: Config) -> None:
+        """Refuse another reading of the site's file: by which ones fail, a server could read its cells."""
+        asked = read.format_of(config.data.name, config.data.options)
+        if self.schema is not None and asked != self.schema:
+            raise PrivacyError(
+                "`data.name` and `data.options` must be those of `schema` in the site's settings, got others"
+            )
 
     def _check_floor(self, config: Config) -> None:
         privacy = config.privacy
@@ -255,12 +297,25 @@ class Policy:
                 raise PrivacyError(f"`privacy.{key}` must be {wanted}, as this site asks, got {value!r}")
 
 
-class Reticent(Discreet):
-    """Keep the text of an unexpected error at the site, for it may hold a cell of a table; refusals pass."""
+def _check_range(config: Config) -> None:
+    """Refuse numbers by which a site could be asked for its counts: whether it refuses would tell.
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Replace an error that fedfair did not raise on purpose."""
-        if not isinstance(error, FedfairError):
-            super().__exit__(kind, error, trace)
+    Raises
+    ------
+    PrivacyError
+        Naming the key of the run.
+    """
+    secure, data = config.secure, config.data
+    if not secure.enabled:
+        return
+    for key, value in (("bound", secure.bound), ("max_records", secure.max_records)):
+        if value < LEAST_RANGE:
+            raise PrivacyError(
+                f"`secure.{key}` must be at least {LEAST_RANGE} at a site with settings, got {value:g}"
+            )
+    held_out = {"test_fraction": data.test_fraction, "validation_fraction": data.validation_fraction}
+    for key, value in held_out.items():
+        if value > LARGEST_HELD_OUT:
+            raise PrivacyError(
+                f"`data.{key}` must be at most {LARGEST_HELD_OUT} where sums are secure, got {value:g}"
+            )

@@ -74,7 +74,17 @@ class PrivateSite(Site):
         return statement.epsilon, statement.delta
 
     def work(self, bench: Workbench, download: Download, round_number: int) -> SiteUpdate:
-        """Charge the round, release statistics if it is their turn, and train with noise."""
+        """Charge the round, release statistics if it is their turn, and train with noise.
+
+        Raises
+        ------
+        PrivacyError
+            If the run has no such round: what is charged follows from its number.
+        """
+        if not 1 <= round_number <= self.config.rounds:
+            raise PrivacyError(
+                f"a round to train in must be in 1 .. {self.config.rounds}, got {round_number}"
+            )
         download = self._checked_download(download)
         self._begin(bench, round_number)
         bench.load(download.model)

@@ -11,7 +11,7 @@ from typing import Any
 
 from fedfair.errors import RunError
 from fedfair.report._evaluation import Evaluation, load_evaluation, metrics_of
-from fedfair.secure import ALL
+from fedfair.uploads import ALL
 
 Record = Mapping[str, Any]
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from fedfair.config import parse
 from fedfair.report._load import Experiment
 from fedfair.secagg import Plan, Rule
-from fedfair.secure import rule
+from fedfair.uploads import rule
 
 
 class Opening(NamedTuple):

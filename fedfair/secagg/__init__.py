@@ -8,9 +8,10 @@ Neither networking nor Flower is in here: messages are dataclasses that become b
 from __future__ import annotations
 
 from fedfair.secagg.errors import CannotUnmask, NotInRound
-from fedfair.secagg.identity import Identity
+from fedfair.secagg.identity import Identity, PublicKeys, load_public_keys
 from fedfair.secagg.layout import Field, Layout
 from fedfair.secagg.messages import (
+    SECURE,
     Announcement,
     Delivery,
     MaskedInput,
@@ -23,8 +24,10 @@ from fedfair.secagg.messages import (
 from fedfair.secagg.rule import Plan, Rule
 from fedfair.secagg.server import ServerSession
 from fedfair.secagg.site import SiteSession
+from fedfair.secagg.used import Used
 
 __all__ = [
+    "SECURE",
     "Announcement",
     "CannotUnmask",
     "Delivery",
@@ -35,6 +38,7 @@ __all__ = [
     "NotInRound",
     "Parcels",
     "Plan",
+    "PublicKeys",
     "Receipt",
     "Request",
     "Roll",
@@ -42,4 +46,6 @@ __all__ = [
     "ServerSession",
     "Shares",
     "SiteSession",
+    "Used",
+    "load_public_keys",
 ]

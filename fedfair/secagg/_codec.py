@@ -19,7 +19,7 @@ def encode(value: object) -> bytes:
     return json.dumps(_plain(value), sort_keys=True, separators=(",", ":")).encode()
 
 
-def decode(kind: type[T], data: bytes) -> T:
+def decode(kind: type[T], data: object) -> T:
     """Return the dataclass that `encode` wrote; every key and type is checked.
 
     Raises
@@ -28,6 +28,8 @@ def decode(kind: type[T], data: bytes) -> T:
         If `data` is anything else.
     """
     try:
+        if not isinstance(data, bytes):
+            raise TypeError(f"a {type(data).__name__} instead of bytes")
         value: T = _build(kind, json.loads(data))
     except (ValueError, TypeError, RecursionError) as error:
         raise PrivacyError(

@@ -4,9 +4,20 @@ from __future__ import annotations
 
 from fedfair.errors import PrivacyError
 from fedfair.secagg._codec import decode, encode
-from fedfair.secagg._state import Held
+from fedfair.secagg._state import Held, Secrets
 from fedfair.secagg.circle import Circle
-from fedfair.secagg.primitives import seal, share_index, unseal
+from fedfair.secagg.primitives import seal, share_index, split, unseal
+
+
+def share_out(circle: Circle, secrets: Secrets, owner: str) -> tuple[Held, dict[str, bytes]]:
+    """Return the owner's own shares of its two secrets, and its neighbours', sealed."""
+    holders = circle.holders(owner)
+    seeds, keys = (
+        split(secret, circle.plan.threshold, len(holders)) for secret in (secrets.seed, secrets.mask_key)
+    )
+    held = {holder: Held(*pair) for holder, *pair in zip(holders, seeds, keys, strict=True)}
+    own = held.pop(owner)
+    return own, {site: pack(circle, secrets.parcel_key, owner, site, pair) for site, pair in held.items()}
 
 
 def pack(circle: Circle, secret: bytes, sender: str, receiver: str, held: Held) -> bytes:

@@ -7,8 +7,9 @@ Without a roster nothing is checked, and the server must be trusted to pass keys
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
@@ -18,6 +19,10 @@ from cryptography.hazmat.primitives.serialization import load_ssh_private_key, l
 from fedfair.errors import ConfigError, PrivacyError
 
 _SCHEME = ec.ECDSA(hashes.SHA384())
+PublicKeys = Mapping[str, ec.EllipticCurvePublicKey]
+"""Sites' public keys, by site."""
+
+_OTHER_KIND = "keys of site {!r} must be of an elliptic curve, got others; use the bundle's"
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,7 @@ class Identity:
         Its name.
     key : EllipticCurvePrivateKey | None
         Of its SuperNode, to sign with; None signs nothing.
-    roster : Mapping[str, EllipticCurvePublicKey] | None
+    roster : PublicKeys | None
         All sites' public keys, its own among them; None checks nothing.
 
     Raises
@@ -41,7 +46,7 @@ class Identity:
 
     site: str
     key: ec.EllipticCurvePrivateKey | None = None
-    roster: Mapping[str, ec.EllipticCurvePublicKey] | None = None
+    roster: PublicKeys | None = None
 
     def __post_init__(self) -> None:
         """Refuse a roster in which the others would not find this site."""
@@ -71,16 +76,10 @@ class Identity:
         ConfigError
             If a key is not of an elliptic curve, or `Identity` refuses it.
         """
-        try:
-            private = None if key is None else load_ssh_private_key(key, password=None)
-            public = None if roster is None else {s: load_ssh_public_key(k) for s, k in roster.items()}
-        except (ValueError, UnsupportedAlgorithm) as error:
-            raise ConfigError(f"keys of site {site!r} must be in OpenSSH's format, got {error}") from error
-        if isinstance(private, ec.EllipticCurvePrivateKey | None):
-            known = {s: k for s, k in (public or {}).items() if isinstance(k, ec.EllipticCurvePublicKey)}
-            if len(known) == len(public or {}):
-                return cls(site, private, None if public is None else known)
-        raise ConfigError(f"keys of site {site!r} must be of an elliptic curve, got others; use the bundle's")
+        private = None if key is None else _loaded(site, key, partial(load_ssh_private_key, password=None))
+        if not isinstance(private, ec.EllipticCurvePrivateKey | None):
+            raise ConfigError(_OTHER_KIND.format(site))
+        return cls(site, private, None if roster is None else load_public_keys(roster))
 
     def sign(self, message: bytes) -> bytes:
         """Return a signature, empty without a key."""
@@ -94,11 +93,40 @@ class Identity:
         PrivacyError
             If the site is not in the roster, or the signature is not its.
         """
-        if self.roster is None:
-            return
-        if site not in self.roster:
-            raise PrivacyError(f"every site must be in the roster, got {site!r}")
-        try:
-            self.roster[site].verify(signature, message, _SCHEME)
-        except InvalidSignature as error:
-            raise PrivacyError(f"what is said to come from site {site!r} must be signed by it") from error
+        check_signature(self.roster, site, message, signature)
+
+
+def check_signature(roster: PublicKeys | None, site: str, message: bytes, signature: bytes) -> None:
+    """Refuse what `site` did not sign, as `Identity.check` does."""
+    if roster is None:
+        return
+    if site not in roster:
+        raise PrivacyError(f"every site must be in the roster, got {site!r}")
+    try:
+        roster[site].verify(signature, message, _SCHEME)
+    except InvalidSignature as error:
+        raise PrivacyError(f"what is said to come from site {site!r} must be signed by it") from error
+
+
+def load_public_keys(texts: Mapping[str, bytes]) -> dict[str, ec.EllipticCurvePublicKey]:
+    """Return the keys of public key files in OpenSSH's format, by site.
+
+    Raises
+    ------
+    ConfigError
+        If one is not of an elliptic curve.
+    """
+    found = {}
+    for site, text in texts.items():
+        key = _loaded(site, text, load_ssh_public_key)
+        if not isinstance(key, ec.EllipticCurvePublicKey):
+            raise ConfigError(_OTHER_KIND.format(site))
+        found[site] = key
+    return found
+
+
+def _loaded(site: str, text: bytes, load: Callable[[bytes], object]) -> object:
+    try:
+        return load(text)
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise ConfigError(f"keys of site {site!r} must be in OpenSSH's format, got {error}") from error

@@ -16,6 +16,9 @@ from typing import Self
 from fedfair.secagg._codec import decode, encode
 from fedfair.secagg.masks import Words
 
+SECURE = "secure"
+"""Name of the record in which these travel, and in which a node keeps its state."""
+
 
 class Message:
     """Base of the dataclasses that travel as bytes."""
@@ -25,7 +28,7 @@ class Message:
         return encode(self)
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> Self:
+    def from_bytes(cls, data: object) -> Self:
         """Return the message that `to_bytes` wrote.
 
         Raises

@@ -18,6 +18,7 @@ from fedfair.errors import InconsistentUpdates, RunError
 from fedfair.secagg._open import check_holders, needed, recover
 from fedfair.secagg.circle import Circle
 from fedfair.secagg.errors import CannotUnmask
+from fedfair.secagg.identity import PublicKeys, check_signature
 from fedfair.secagg.layout import Layout
 from fedfair.secagg.masks import Words, add_mask
 from fedfair.secagg.messages import Announcement, Delivery, MaskedInput, Parcels, Request, Roll, Shares
@@ -34,10 +35,12 @@ class ServerSession:
         As the sites were told.
     rule : Rule
         The same at every site.
+    roster : PublicKeys | None
+        With it, who does not sign is left out here, before the others refuse all for it.
     """
 
-    def __init__(self, session: str, round_number: int, rule: Rule) -> None:
-        self._session, self._round, self._rule = session, round_number, rule
+    def __init__(self, session: str, round_number: int, rule: Rule, roster: PublicKeys | None = None) -> None:
+        self._session, self._round, self._rule, self._roster = session, round_number, rule, roster
         self._announced: dict[str, Announcement] = {}
         self._circle: Circle | None = None
         self._parcels: dict[str, Mapping[str, bytes]] = {}
@@ -66,13 +69,14 @@ class ServerSession:
         InconsistentUpdates
             If they are for another round, or a second time.
         PrivacyError
-            If they are no keys.
+            If they are no keys, or not signed by the site.
         """
         if (announcement.session, announcement.round_number) != (self._session, self._round):
             raise InconsistentUpdates(
                 f"keys of site {announcement.site} must be for round {self._round} of this run, they are not"
             )
         self._once(announcement.site, self._announced, open_=self._circle is None)
+        check_signature(self._roster, announcement.site, announcement.signed_part, announcement.signature)
         for key in (announcement.mask_key, announcement.parcel_key):
             agree(new_secret(), key)  # one that is no key would stop every other site
         self._announced[announcement.site] = announcement
@@ -146,19 +150,22 @@ class ServerSession:
         ------
         InconsistentUpdates
             If the site is no member, its layout another, or the input comes twice or late.
+        PrivacyError
+            If the members that the site was told of are not signed by it.
         """
         site, words = masked.receipt.site, masked.words
         self._once(site, self._receipts, open_=not self._asked)
         if site not in self._members:
             raise InconsistentUpdates(f"a masked input must come from a member, got one of {site!r}")
-        first = self._layout or layout
-        if not masked.receipt.layout == layout.digest == first.digest:
+        if not masked.receipt.layout == layout.digest == (self._layout or layout).digest:
             raise InconsistentUpdates(f"site {site} must send the layout of all others, it has another")
         if words.shape != (layout.words,) or words.dtype != layout.dtype:
             raise InconsistentUpdates(
                 f"site {site} must send {layout.words} words of {layout.dtype}, got {words.shape} of"
                 f" {words.dtype}"
             )
+        told = self._after_roll().members_part(self._members)
+        check_signature(self._roster, site, told, masked.receipt.signature)
         self._layout = layout
         if self._total is None:
             self._total = np.zeros_like(words)
@@ -217,9 +224,9 @@ class ServerSession:
         circle = self._after_roll()
         if self._total is None or self._layout is None or not self._asked:
             raise RunError("a sum must be asked for before it is opened; call `request` first")
-        total, alive = self._total.copy(), set(self._asked)
+        total, alive, distrusted = self._total.copy(), set(self._asked), set[str]()
         for owner in needed(circle, self._members, alive):
-            secret = recover(circle, owner, owner in alive, self._shares)
+            secret = recover(circle, owner, owner in alive, self._shares, distrusted)
             if owner in alive:
                 add_mask(total, circle.own_mask(secret), -1)
                 continue

@@ -4,9 +4,9 @@ Two rounds overlap, so that one exchange carries the answers of two:
 
     E1(r): mask(r) and advertise(r + 1)        E2(r): reveal(r) and share(r + 1)
 
-A session lives in bytes between messages. Whoever reads those bytes, or puts back an older copy of
-them, can undo the protection of the rounds in them: they belong where the site's program alone can
-read, and are never restored from a backup.
+A session lives in bytes between messages. Whoever reads those bytes can undo the protection of the
+rounds in them: they belong where the site's program alone can read. So can whoever puts back an older
+copy of them, unless a `Used` refuses what was answered already.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from dataclasses import replace
 from fedfair.errors import PrivacyError
 from fedfair.secagg._checks import check_delivery, check_request, check_roll
 from fedfair.secagg._codec import decode, encode
-from fedfair.secagg._parcels import pack, unpack
-from fedfair.secagg._state import Held, Secrets, SiteRound, State
+from fedfair.secagg._parcels import share_out, unpack
+from fedfair.secagg._state import Secrets, SiteRound, State
 from fedfair.secagg.circle import Circle
 from fedfair.secagg.errors import NotInRound
 from fedfair.secagg.identity import Identity
@@ -34,8 +34,9 @@ from fedfair.secagg.messages import (
     Roll,
     Shares,
 )
-from fedfair.secagg.primitives import digest, new_secret, public_key, split
+from fedfair.secagg.primitives import digest, new_secret, public_key
 from fedfair.secagg.rule import Rule
+from fedfair.secagg.used import Used
 
 
 class SiteSession:
@@ -49,15 +50,19 @@ class SiteSession:
         Name, key and roster.
     rule : Rule
         The same at every site and at the server.
+    used : Used | None
+        The site's record of its answers; None where no state is ever lost, as in a simulation.
     """
 
-    def __init__(self, session: str, identity: Identity, rule: Rule) -> None:
-        self._session, self._identity, self._rule = session, identity, rule
+    def __init__(self, session: str, identity: Identity, rule: Rule, used: Used | None = None) -> None:
+        self._session, self._identity, self._rule, self._used = session, identity, rule, used
         self._closed = 0
         self._rounds: dict[int, SiteRound] = {}
 
     @classmethod
-    def resume(cls, state: bytes | None, session: str, identity: Identity, rule: Rule) -> SiteSession:
+    def resume(
+        cls, state: object, session: str, identity: Identity, rule: Rule, used: Used | None = None
+    ) -> SiteSession:
         """Return the session that `to_bytes` wrote, or a new one if there is none or of another run.
 
         Raises
@@ -65,7 +70,7 @@ class SiteSession:
         PrivacyError
             If the bytes are damaged or another site's.
         """
-        resumed = cls(session, identity, rule)
+        resumed = cls(session, identity, rule, used)
         if state is None:
             return resumed
         found = decode(State, state)
@@ -143,17 +148,9 @@ class SiteSession:
             raise PrivacyError(f"secrets of round {round_number} must be shared once, got a second roll")
         check_roll(roll, found.announcement, self._identity)
         circle = Circle.of(roll, self._rule)
-        holders = circle.holders(self._identity.site)
-        seeds, keys = (
-            split(secret, circle.plan.threshold, len(holders)) for secret in (secrets.seed, secrets.mask_key)
-        )
-        held = {holder: Held(*pair) for holder, *pair in zip(holders, seeds, keys, strict=True)}
-        own = {self._identity.site: held.pop(self._identity.site)}
-        sealed = {
-            site: pack(circle, secrets.parcel_key, self._identity.site, site, pair)
-            for site, pair in held.items()
-        }
-        self._rounds[round_number] = replace(found, roll=roll, held=own)
+        own, sealed = share_out(circle, secrets, self._identity.site)
+        self._take(round_number, "share")
+        self._rounds[round_number] = replace(found, roll=roll, held={self._identity.site: own})
         return Parcels(self._identity.site, sealed)
 
     def mask(
@@ -194,6 +191,7 @@ class SiteSession:
         add_mask(words, circle.own_mask(secrets.seed), 1)
         for other in held:
             add_mask(words, *circle.pair_mask(secrets.mask_key, self._identity.site, other))
+        self._take(round_number, "mask")
         self._rounds[round_number] = replace(
             found, secrets=None, members=delivery.members, held=found.held | held
         )
@@ -224,6 +222,7 @@ class SiteSession:
             raise NotInRound(f"site {self._identity.site} has sent no input in round {round_number}")
         circle = Circle.of(found.roll, self._rule)
         check_request(request, circle, found.members, self._identity, self._rule.fewest)
+        self._take(round_number, "reveal")
         del self._rounds[round_number]
         self._closed = max(self._closed, round_number)
         return Shares(
@@ -231,6 +230,10 @@ class SiteSession:
             {owner: held.seed for owner, held in found.held.items() if owner in request.survivors},
             {owner: held.key for owner, held in found.held.items() if owner not in request.survivors},
         )
+
+    def _take(self, round_number: int, step: str) -> None:
+        if self._used is not None:
+            self._used.take(self._session, self._identity.site, round_number, step)
 
     def _refuse_closed(self, round_number: int) -> None:
         if round_number <= self._closed:

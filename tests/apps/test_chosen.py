@@ -50,7 +50,7 @@ def test_the_best_model_by_the_records_is_the_one_that_is_kept(chosen: Path) -> 
     config = load(HEART, CHOOSING)
     bench = Workbench(config, heart().schema)
     coordinator = Coordinator(config, heart().schema, bench.vectors())
-    RunFolder(chosen).checkpoints.load_best(coordinator)
+    RunFolder(chosen).checkpoints.load_best(coordinator, best)
     assert coordinator.round == best
     bench.load(coordinator.model)
     own, kept = bench.model.state_dict(), weights(chosen)

@@ -8,6 +8,7 @@ import pytest
 
 from fedfair.cli import main
 from fedfair.config import load, parse
+from fedfair.federation.consortium import load_consortium
 from simulations.sweep_file import read_sweep
 from tests.apps.runs import ROOT, rounds
 
@@ -19,7 +20,8 @@ def command(path: Path) -> str:
 
 FILES = sorted((ROOT / "configs").glob("*.yaml"))
 CONFIGS = [path for path in FILES if command(path).startswith("# fedfair simulate ")]
-SWEEPS = [path for path in FILES if path not in CONFIGS]
+FEDERATIONS = [path for path in FILES if command(path).startswith("# fedfair federation ")]
+SWEEPS = [path for path in FILES if path not in [*CONFIGS, *FEDERATIONS]]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
@@ -35,6 +37,13 @@ def test_a_sweep_says_how_it_is_run(path: Path) -> None:
     assert sweep.name == path.stem
     base = load(path.parent / sweep.base, sweep.overrides)
     assert len(sweep.settings(base)) > len(sweep.arms)
+
+
+@pytest.mark.parametrize("path", FEDERATIONS, ids=lambda p: p.stem)
+def test_a_consortium_says_what_is_made_of_it(path: Path, tmp_path: Path) -> None:
+    assert command(path) == f"# fedfair federation init configs/{path.name}"
+    assert main(["federation", "init", str(path), "--output", str(tmp_path / "made")]) == 0
+    assert len(list((tmp_path / "made" / "bundles").iterdir())) == len(load_consortium(path).sites)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)

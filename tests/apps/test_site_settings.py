@@ -145,19 +145,21 @@ def test_the_path_that_the_server_names_is_not_read(tmp_path: Path) -> None:
         ({"min-noise": 1.0}, "`privacy.mode` must be sample, as this site asks, got 'off'"),
         ({"attributes": {"sex": ["female", "male"]}}, "attribute `age` must be one of ['sex']"),
         ({"max-epsilom": 3}, "`max-epsilom` of the site's settings is not a known key"),
-        ({"data": "none.csv"}, "`data` of the site's settings must be a readable file: No such file"),
+        ({"schema": {"name": "csv"}}, "must be those of `schema` in the site's settings"),
     ],
-    ids=["floor", "vocabulary", "misspelt", "no file"],
+    ids=["floor", "vocabulary", "misspelt", "format"],
 )
 def test_a_refusal_reaches_the_server_in_words(keys: Mapping[str, Any], words: str, tmp_path: Path) -> None:
     assert words in refusal(tmp_path, nodes_with_files(tmp_path, **keys))
 
 
-def test_a_site_without_a_file_says_so(tmp_path: Path) -> None:
-    nodes = nodes_with_files(tmp_path)
-    del nodes["Hungary"]["data"]
-    told = refusal(tmp_path, nodes, config=csv_config(tmp_path))
-    assert "no file: `data` of the site's settings or `data.path` must name it" in told
+@pytest.mark.parametrize("keys", [{"data": None}, {"data": "none.csv"}], ids=["no path", "no file"])
+def test_a_site_without_a_file_says_so_in_its_own_log(
+    keys: Mapping[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    told = refusal(tmp_path, nodes_with_files(tmp_path, **keys), config=csv_config(tmp_path))
+    assert "site Cleveland failed with DataError; its own log has the details" in told
+    assert "`data` of the site's settings" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -173,12 +175,16 @@ def test_a_site_without_a_file_says_so(tmp_path: Path) -> None:
     ],
     ids=["number", "code", "site"],
 )
-def test_a_bad_row_is_told_by_its_number(
-    named: bool, cells: Mapping[str, str], words: str, tmp_path: Path
+def test_a_bad_row_is_told_by_its_number_at_the_site_alone(
+    named: bool, cells: Mapping[str, str], words: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """Which row fails under which format would give away cell after cell."""
     nodes = nodes_with_files(tmp_path)
     own_file(tmp_path, "Cleveland", named, **cells)
-    assert words in refusal(tmp_path, nodes)
+    told = refusal(tmp_path, nodes)
+    assert "site Cleveland failed with DataError" in told
+    assert "row" not in told
+    assert words in caplog.text
 
 
 def test_a_plug_in_runs_where_the_site_allows_it(tmp_path: Path, own_code: str) -> None:

@@ -11,9 +11,20 @@ from client.app import app as client_app
 from fedfair.budget import charges, round_events
 from fedfair.config import Config, load
 from fedfair.data.heart import heart
-from fedfair.errors import ConfigError, DataError, PrivacyBudgetExhausted, PrivacyError, RunError
+from fedfair.errors import (
+    AuditError,
+    ConfigError,
+    DataError,
+    FedfairError,
+    MissingDependency,
+    PrivacyBudgetExhausted,
+    PrivacyError,
+    RunError,
+    ShapeError,
+)
 from fedfair.privacy.node_settings import KEYS
-from fedfair.privacy.policy import Policy
+from fedfair.privacy.policy import LEAST_RANGE, Policy
+from fedfair.secagg import Field, Layout
 from server.app import app as server_app
 from simulations.grid import InProcessGrid
 from tests.apps.runs import HEART, PRIVATE, SHORT
@@ -105,6 +116,7 @@ def test_a_settings_file_is_read_from_its_own_folder(tmp_path: Path) -> None:
     min-noise: null
     min-records: 20
     public-test: true
+    min-sites: 5
     attributes: {sex: [female, male]}
     allow: [a.b:c]
     """
@@ -119,6 +131,8 @@ def test_a_settings_file_is_read_from_its_own_folder(tmp_path: Path) -> None:
         max_delta=1e-5,
         min_records=20,
         public_test=True,
+        min_sites=5,
+        schema='["heart", {}]',
         attributes=(("sex", ("female", "male")),),
         allow=("a.b:c",),
         binds=True,
@@ -161,6 +175,14 @@ def test_what_a_file_names_binds_only_as_a_floor(text: str, binds: bool, tmp_pat
         ("min-noise: 0", "`min-noise` of the node must be a number above 0, got 0"),
         ("min-records: -1", "`min-records` of the node must be a whole number of at least 0, got -1"),
         ("min-records: 2.5", "`min-records` of the node must be a whole number"),
+        ("min-sites: 2", "`min-sites` of the node must be a whole number of at least 3, got 2"),
+        ("public-test: 1", "`public-test` of the node must be true or false, got 1"),
+        ("secure-only: yes", "`secure-only` of the node must be true or false, got 'yes'"),
+        ("secure-only: true", "`secure-only` .* must stand beside `key` and `roster`"),
+        ("{secure-only: true, key: node.key}", "`secure-only` .* must stand beside `key` and `roster`"),
+        ("schema: heart", "`schema` must be a mapping"),
+        ("schema: {options: {}}", "`schema` must hold a `name`"),
+        ("schema: {name: heart, path: x}", "`schema` must hold a `name`, and `options` if any"),
         ("attributes: [sex]", "`attributes` must be a mapping"),
         ("attributes: {sex: female}", "`attributes.sex` must be a list"),
         ("allow: a.b:c", "`allow` must be a list"),
@@ -268,18 +290,98 @@ def test_a_site_with_settings_keeps_one_account_of_its_own(tmp_path: Path) -> No
     assert Policy.of({"site": "A", "data": "a.csv"}).account(renamed)[1] == "the site's records"
 
 
+@pytest.mark.parametrize("node", [{"site": "A", "data": "a.csv"}, {"max-epsilon": 1.0}, {"min-noise": 1}])
+def test_the_run_cannot_move_the_account_of_a_node_with_data_or_a_floor(node: dict[str, object]) -> None:
+    """Each new folder, or name of the data, would open an account with nothing spent."""
+    policy = Policy.of(node)
+    moved = private("privacy.ledger=/srv/other", "privacy.dataset=other")
+    assert policy.account(moved) == policy.account(private("privacy.ledger=/srv/one"))
+    assert policy.account(moved)[0] == Path.home() / ".fedfair" / "ledgers"
+
+
+SECURE_ONLY = "{secure-only: true, key: node.key, roster: roster.txt}"
+
+
+def test_a_site_that_takes_part_in_secure_sums_alone(tmp_path: Path) -> None:
+    policy = settled(tmp_path, SECURE_ONLY)
+    policy.check(load(HEART, ["secure.enabled=true"]))
+    with pytest.raises(PrivacyError, match="`secure.enabled` must be true, as this site asks"):
+        policy.check(load(HEART))
+    with pytest.raises(PrivacyError, match="`secure.fewest` must be at least 3, as this site asks, got 2"):
+        policy.check(load(HEART, ["secure.enabled=true", "secure.fewest=2"]))
+    more = settled(tmp_path, SECURE_ONLY.replace("{", "{min-sites: 4, "))
+    with pytest.raises(PrivacyError, match="`secure.fewest` must be at least 4, as this site asks, got 3"):
+        more.check(load(HEART, ["secure.enabled=true"]))
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("secure.bound=1048575", "`secure.bound` must be at least 1048576"),
+        ("secure.max_records=1048575", "`secure.max_records` must be at least 1048576"),
+        ("data.test_fraction=0.91", "`data.test_fraction` must be at most 0.9"),
+        ("data.validation_fraction=0.91", "`data.validation_fraction` must be at most 0.9"),
+    ],
+)
+def test_no_number_of_a_secure_run_asks_for_a_count(override: str, words: str, tmp_path: Path) -> None:
+    """By bisection of the number at which a site refuses, its largest count would come out."""
+    with pytest.raises(PrivacyError, match=words):
+        settled(tmp_path).check(load(HEART, ["secure.enabled=true", override]))
+    settled(tmp_path).check(load(HEART, [override]))
+    Policy.of({}).check(load(HEART, ["secure.enabled=true", override]))
+
+
+@pytest.mark.parametrize("bits", [32, 64])
+def test_the_smallest_range_is_fit_for_use(bits: int, tmp_path: Path) -> None:
+    """A thousand sites' counts fit, and four sites' updates come in steps of 2^-8 at the coarsest."""
+    overrides = ["secure.enabled=true", "secure.bound=1048576", "secure.max_records=1048576"]
+    settled(tmp_path).check(load(HEART, [*overrides, f"secure.bits={bits}"]))
+    counts = Layout((Field("counts", (1,), LEAST_RANGE, exact=True),), 1000, bits)
+    assert counts.fraction_bits("counts") == 0
+    assert Layout((Field("rows", (1,), LEAST_RANGE),), 4, bits).fraction_bits("rows") >= 8
+
+
+def test_a_run_reads_the_records_in_the_sites_format_alone(tmp_path: Path) -> None:
+    policy = settled(tmp_path, "schema: {name: heart}")
+    policy.check(load(HEART))
+    for override in ("data.name=synthetic", "data.options={a: 1}"):
+        with pytest.raises(PrivacyError, match="must be those of `schema` in the site's settings"):
+            policy.check(load(HEART, [override]))
+
+
+@pytest.mark.parametrize("error", [AuditError, PrivacyError])
+def test_where_a_site_keeps_things_stays_there(error: type[FedfairError], tmp_path: Path) -> None:
+    text = f"privacy ledger `{tmp_path}/a b/c.json` must be readable"
+    for policy, told in ((settled(tmp_path), "privacy ledger `c.json` must be readable"), (Policy(), text)):
+        with pytest.raises(error) as caught, policy.pathless():
+            raise error(text)
+        assert str(caught.value) == told
+
+
 @pytest.mark.parametrize(
     ("text", "overrides", "error", "passes"),
     [
         (None, None, ValueError("cell 412.625"), True),
         ("{}", None, ValueError("cell 412.625"), False),
-        ("{}", None, DataError("row 3"), True),
+        ("{}", None, DataError("row 3"), False),
+        ("{}", None, ShapeError("of row 3"), False),
+        ("{}", None, MissingDependency("opacus"), True),
         ("{}", None, PrivacyBudgetExhausted("cap"), True),
         ("{}", (), DataError("row 3"), False),
         (None, (), ValueError("cell 412.625"), False),
         ("{}", (), PrivacyError("refused"), True),
     ],
-    ids=["bare", "unexpected", "refusal", "cap", "private data", "private bare", "private refusal"],
+    ids=[
+        "bare",
+        "unexpected",
+        "records",
+        "shape",
+        "refusal",
+        "cap",
+        "private data",
+        "private bare",
+        "private refusal",
+    ],
 )
 def test_the_text_of_an_error_that_may_hold_a_record_stays(
     text: str | None, overrides: tuple[str, ...] | None, error: Exception, passes: bool, tmp_path: Path

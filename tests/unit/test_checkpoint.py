@@ -149,7 +149,7 @@ def test_the_best_state_replaces_a_later_one_whole(saved: Coordinator, seed: int
         store.save(saved, Made(), {"a": 1})
         store.mark_best(saved.round)
         later = fill(coordinator_of(saved.config), seed)
-        assert store.load_best(later).extra == {"a": 1}
+        assert store.load_best(later, saved.round).extra == {"a": 1}
         assert state(later) == state(saved)
 
 
@@ -193,10 +193,10 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path, keep: int) -> None:
     store.mark_best(9996)
     found |= save_rounds(store, range(9998, 10002))
     # By number: in the alphabet round 10000 would be the oldest.
-    assert names(store) == sorted(["best.npz", *(f"round-{n}.npz" for n in range(10002 - keep, 10002))])
+    assert names(store) == sorted(["best-9996.npz", *(f"round-{n}.npz" for n in range(10002 - keep, 10002))])
     newest, best = coordinator_of(configured()), coordinator_of(configured())
     assert store.load(newest) is not None
-    store.load_best(best)
+    store.load_best(best, 9996)
     assert (state(newest), state(best)) == (found[10001], found[9996])
 
 
@@ -286,17 +286,17 @@ def test_a_folder_of_the_old_layout_is_refused(store: CheckpointStore) -> None:
 
 def test_what_cannot_be_kept_as_the_best_is_refused(store: CheckpointStore) -> None:
     save_rounds(store, range(1, 3))
-    with pytest.raises(RunError, match=r"best\.npz must be an intact checkpoint"):
-        store.load_best(coordinator_of(configured()))
+    with pytest.raises(RunError, match=r"best-0001\.npz must be an intact checkpoint"):
+        store.load_best(coordinator_of(configured()), 1)
     store.mark_best(1)
-    kept = (store.folder / "best.npz").read_bytes()
+    kept = (store.folder / "best-0001.npz").read_bytes()
     flip(store.folder / "round-0002.npz")
     for number in (2, 7):
         with pytest.raises(RunError, match=rf"round-000{number}\.npz must be an intact checkpoint"):
             store.mark_best(number)
-    assert (store.folder / "best.npz").read_bytes() == kept
+    assert (store.folder / "best-0001.npz").read_bytes() == kept
     with pytest.raises(RunError, match="`rounds` must be as in the run to resume"):
-        store.load_best(coordinator_of(configured("rounds=3")))
+        store.load_best(coordinator_of(configured("rounds=3")), 1)
 
 
 def test_the_best_is_a_copy_that_damage_does_not_reach(store: CheckpointStore) -> None:
@@ -305,8 +305,20 @@ def test_the_best_is_a_copy_that_damage_does_not_reach(store: CheckpointStore) -
     with (store.folder / "round-0001.npz").open("r+b") as file:  # in place
         file.write(b"\0" * 99)
     coordinator = coordinator_of(configured())
-    store.load_best(coordinator)
+    store.load_best(coordinator, 1)
     assert state(coordinator) == found[1]
+
+
+def test_the_best_before_stays_until_a_state_that_knows_the_new_one_is_saved(store: CheckpointStore) -> None:
+    """A crash between the two goes back to a state whose best is the one before."""
+    save_rounds(store, range(1, 3))
+    store.mark_best(1)
+    store.mark_best(2)
+    assert {"best-0001.npz", "best-0002.npz"} <= set(names(store))
+    coordinator = coordinator_of(configured())
+    store.load(coordinator)
+    store.save(coordinator, Made(), {}, 2)
+    assert [name for name in names(store) if name.startswith("best")] == ["best-0002.npz"]
 
 
 @pytest.mark.parametrize("moment", ["open", "fsync", "replace"])

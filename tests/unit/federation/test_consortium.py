@@ -168,6 +168,7 @@ def test_settings_are_read_back(read) -> None:
             "min-records": 20,
             "public-test": False,
             "secure-only": False,
+            "min-sites": 3,
             "key": "node.key",
             "roster": "roster.txt",
             "attributes": plain["attributes"],

@@ -11,7 +11,7 @@ import zipfile
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
-from unittest.mock import Mock
+from unittest.mock import Mock, call
 
 import pytest
 from flwr.supercore.fab import Fab
@@ -70,12 +70,12 @@ def delivered(site: Path, content: bytes, named: str | None = None, seconds: flo
 
 
 @pytest.fixture(autouse=True)
-def unwatched(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+def unwatched(monkeypatch: pytest.MonkeyPatch) -> Mock:
     """Keep the end of a message's time from ending the tests, and put back what the gate changes."""
-    seconds: list[float] = []
-    monkeypatch.setattr(gate_module, "end_after", seconds.append)
+    end_after = Mock()
+    monkeypatch.setattr(gate_module, "end_after", end_after)
     monkeypatch.setenv("FLWR_HOME", "/nonexistent")
-    return seconds
+    return end_after
 
 
 def test_unapproved_code_is_refused_by_name_and_leaves_nothing(site: Path, good: bytes) -> None:
@@ -167,24 +167,22 @@ def test_a_damaged_list_of_approvals_runs_nothing(site: Path, good: bytes) -> No
     assert not (site / "flwr").exists()
 
 
-def test_the_time_of_the_message_is_the_time_of_the_work(
-    site: Path, good: bytes, unwatched: list[float]
-) -> None:
+def test_the_time_of_the_message_is_the_time_of_the_work(site: Path, good: bytes, unwatched: Mock) -> None:
     delivered(site, good, seconds=90.0)
-    (seconds,) = unwatched
+    ((seconds,), _) = unwatched.call_args
     assert 89 < seconds <= 90  # less the milliseconds since it was made
 
 
-@pytest.mark.parametrize("lacking", ["pull_task_input", "install_from_fab", "get_load_client_app_fn"])
+USED = {"pull_task_input", "install_from_fab", "get_load_client_app_fn", "push_message", "get_project_dir"}
+
+
+@pytest.mark.parametrize("lacking", sorted(USED))
 def test_another_flower_is_refused(monkeypatch: pytest.MonkeyPatch, lacking: str) -> None:
     def run_clientapp() -> None:
         pass
 
     code = run_clientapp.__code__
-    used = tuple(
-        {"pull_task_input", "install_from_fab", "get_load_client_app_fn", "get_project_dir"} - {lacking}
-    )
-    run_clientapp.__code__ = code.replace(co_names=used)
+    run_clientapp.__code__ = code.replace(co_names=tuple(USED - {lacking}))
     other = ModuleType("flwr.supernode.runtime.run_clientapp")
     vars(other).update(run_clientapp=run_clientapp)
     monkeypatch.setitem(sys.modules, other.__name__, other)
@@ -196,6 +194,15 @@ def test_a_flower_without_the_module_is_refused(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "flwr.supernode.runtime.run_clientapp", None)
     with pytest.raises(RunError, match="Flower must be a version whose ClientApps can be checked"):
         flower_runtime()
+
+
+def test_nothing_ends_the_process_from_the_answer_on(site: Path, good: bytes, unwatched: Mock) -> None:
+    gate = delivered(site, good)
+    calls = Mock()
+    unwatched.return_value.side_effect = calls.time_is_no_matter
+    gate._push = calls.pushed
+    gate.push_message("client", "reply", "context")
+    assert calls.mock_calls == [call.time_is_no_matter(), call.pushed("client", "reply", "context")]
 
 
 # The end of a message's time, in processes of their own.
@@ -225,6 +232,31 @@ def test_work_that_keeps_the_interpreter_is_ended() -> None:
 
 def test_work_in_time_is_left_alone() -> None:
     assert ends("end_after(30)\nprint('done')", limit=30)[:2] == (0, "")
+
+
+def test_work_that_has_its_answer_is_left_alone() -> None:
+    assert ends("end_after(0.3)()\ntime.sleep(0.8)", limit=30)[:2] == (0, "")
+
+
+def test_the_fallback_is_called_off_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    called_off = Mock()
+    monkeypatch.setattr(gate_module.threading, "Timer", Mock())
+    monkeypatch.setattr(gate_module.faulthandler, "dump_traceback_later", Mock())
+    monkeypatch.setattr(gate_module.faulthandler, "cancel_dump_traceback_later", called_off)
+    end_after(60)()
+    called_off.assert_called_once_with()
+
+
+def test_an_end_that_has_begun_lets_no_answer_out() -> None:
+    # The end is held up in the middle, as by a full pipe: the answer waits for it instead of leaving.
+    work = """
+from fedfair.federation import gate
+gate._end, end = lambda: (time.sleep(0.5), end()), gate._end
+go_on = end_after(0.0)
+time.sleep(0.2)
+go_on()
+print("left")"""
+    assert ends(work, limit=30)[0] == 75
 
 
 @pytest.mark.parametrize("seconds", [float("inf"), float("nan"), 1e300])

@@ -16,6 +16,7 @@ from fedfair.secagg import (
     Rule,
     ServerSession,
     SiteSession,
+    Used,
 )
 
 SESSION = "run 7"
@@ -64,11 +65,15 @@ class Federation:
         self.rule, self.session = rule, session
         keys = {site: ec.generate_private_key(ec.SECP384R1()) for site in sites} if signed else {}
         roster = {site: key.public_key() for site, key in keys.items()} if signed else None
+        self.roster = roster
         self.identities = {site: Identity(site, keys.get(site), roster) for site in sites}
         self.states: dict[str, bytes | None] = dict.fromkeys(sites)
+        self.used: Used | None = None
 
     def at(self, site: str) -> SiteSession:
-        return SiteSession.resume(self.states[site], self.session, self.identities[site], self.rule)
+        return SiteSession.resume(
+            self.states[site], self.session, self.identities[site], self.rule, self.used
+        )
 
     def ask(self, site: str, method: str, *args: Any) -> Any:
         """Return a site's answer as it arrives; its state is kept only if it answers."""
@@ -83,7 +88,7 @@ class Round:
 
     def __init__(self, federation: Federation, number: int, layout: Layout) -> None:
         self.federation, self.number, self.layout = federation, number, layout
-        self.server = ServerSession(federation.session, number, federation.rule)
+        self.server = ServerSession(federation.session, number, federation.rule, federation.roster)
         self.gone: dict[str, str] = {}
 
     def answers(self, step: str, sites: Any) -> list[str]:

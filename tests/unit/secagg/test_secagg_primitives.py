@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from fedfair.errors import PrivacyError
+from fedfair.secagg import Request
 from fedfair.secagg._codec import decode, encode
 from fedfair.secagg.primitives import (
     agree,
@@ -157,3 +158,11 @@ def test_an_encoded_dataclass_comes_back() -> None:
 def test_anything_else_is_refused(data: bytes) -> None:
     with pytest.raises(PrivacyError, match="must be a `Outer`"):
         decode(Outer, data)
+
+
+@pytest.mark.parametrize("data", ['{"survivors":{}}', 3, None, ["a"]])
+def test_what_came_in_place_of_bytes_is_refused(data: object) -> None:
+    """A record of Flower's may hold other kinds; text would be read like bytes."""
+    assert Request.from_bytes(b'{"survivors":{}}') == Request({})
+    with pytest.raises(PrivacyError, match="must be a `Request` of this version, got a .* instead of bytes"):
+        Request.from_bytes(data)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from itertools import combinations
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
 from fedfair.errors import InconsistentUpdates, PrivacyError, RunError
 from fedfair.secagg import CannotUnmask, MaskedInput, Receipt, Rule, ServerSession, Shares
+from fedfair.secagg._open import _left_out
+from fedfair.secagg.primitives import combine
 from tests.unit.secagg.federation import (
     SESSION,
     Federation,
@@ -147,6 +151,38 @@ def test_shares_must_be_those_that_were_asked_for() -> None:
     round_.server.result()
 
 
+@pytest.mark.parametrize("change", ["mute", "replayed", "another's"])
+def test_a_site_that_does_not_sign_its_keys_is_left_out_and_holds_up_nobody(change: str) -> None:
+    round_ = Round(Federation(names(4), Rule(collusion=0), signed=True), 1, LAYOUT)
+    old = round_.federation.ask(D, "advertise", 1)
+    new = {site: round_.federation.ask(site, "advertise", 1) for site in names(4)}
+    signature = {"mute": b"", "replayed": old.signature, "another's": new[A].signature}[change]
+    with pytest.raises(PrivacyError, match=f"site '{D}' must be signed by it"):
+        round_.server.announce(dataclasses.replace(new[D], signature=signature))
+    for site in (A, B, C):
+        round_.server.announce(new[site])
+    round_.share()
+    round_.mask(dict.fromkeys(names(4), small_values(np.random.default_rng(0))))
+    round_.reveal()
+    assert round_.server.survivors == (A, B, C)
+
+
+def test_a_receipt_that_is_not_signed_for_these_members_is_left_out_and_holds_up_nobody() -> None:
+    round_ = Round(Federation(names(4), Rule(collusion=0), signed=True), 1, LAYOUT)
+    round_.advertise()
+    round_.share()
+    deliveries, values = round_.server.deliveries(), small_values(np.random.default_rng(0))
+    masked = {s: round_.federation.ask(s, "mask", 1, deliveries[s], LAYOUT, values) for s in names(4)}
+    for signature in (b"", masked[A].receipt.signature):
+        receipt = dataclasses.replace(masked[D].receipt, signature=signature)
+        with pytest.raises(PrivacyError, match=f"site '{D}' must be signed by it"):
+            round_.server.receive(dataclasses.replace(masked[D], receipt=receipt), LAYOUT)
+    for site in (A, B, C):
+        round_.server.receive(masked[site], LAYOUT)
+    sums = round_.reveal()
+    assert np.array_equal(sums["counts"], 3 * values["counts"])
+
+
 def tampered(share: bytes) -> bytes:
     """Return a share that leads to another secret; X25519 ignores some bits of a key's first byte."""
     return share[:5] + bytes([share[5] ^ 1]) + share[6:]
@@ -167,6 +203,43 @@ def test_a_wrong_share_gives_no_sum_unless_others_suffice(kind: str) -> None:
         else:
             with pytest.raises(CannotUnmask, match=f"the shares of site {owner} are wrong"):
                 round_.server.result()
+
+
+@pytest.mark.parametrize("kind", ["seeds", "keys"])
+@pytest.mark.parametrize("liars", [1, 2])
+@pytest.mark.parametrize("count", [10, 16])
+def test_liars_among_many_holders_spoil_no_sum(count: int, liars: int, kind: str) -> None:
+    # Of 64 sets in lexical order, all begin with the first site.
+    round_ = masked_round(count, Rule(collusion=0), signed=False, gone={names(count)[-1]: "mask"})
+    answers = opened(round_, *round_.server.survivors)
+    for liar in names(count)[:liars]:
+        shares = {owner: tampered(share) for owner, share in getattr(answers[liar], kind).items()}
+        answers[liar] = dataclasses.replace(answers[liar], **{kind: shares})
+    for answer in answers.values():
+        round_.server.reveal(answer)
+    sums, rng = round_.server.result(), np.random.default_rng(0)
+    values = [small_values(rng)["counts"] for _ in names(count)][:-1]
+    assert np.array_equal(sums["counts"], np.sum(values, axis=0))
+
+
+def test_a_liar_is_looked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    round_ = masked_round(10, Rule(collusion=0), signed=False)
+    answers = opened(round_, *names(10))
+    wrong = {owner: tampered(share) for owner, share in answers[C].seeds.items()}
+    answers[C] = dataclasses.replace(answers[C], seeds=wrong)
+    for answer in answers.values():
+        round_.server.reveal(answer)
+    counted = Mock(side_effect=combine)
+    monkeypatch.setattr("fedfair.secagg._open.combine", counted)
+    round_.server.result()
+    # For the first secret: none left out, then each of the first three; for each other secret one try.
+    assert counted.call_count == 4 + 9
+
+
+def test_each_set_of_shares_is_tried_once_and_fewest_are_left_out_first() -> None:
+    tried = [tuple(h for h in range(7) if h not in out)[:4] for out in _left_out([*range(7)], 4)]
+    assert sorted(tried) == [*combinations(range(7), 4)]
+    assert tried[:5] == [(0, 1, 2, 3), (1, 2, 3, 4), (0, 2, 3, 4), (0, 1, 3, 4), (0, 1, 2, 4)]
 
 
 def test_too_few_answers_give_no_sum() -> None:

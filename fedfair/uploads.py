@@ -1,6 +1,7 @@
-"""What every site sends where the server sees sums alone; it follows from public settings.
+"""What every upload of a run holds; it follows from public settings, so that all sides know it before.
 
-A site without a modality sends zeros for its blocks, so that nobody sees that it lacks it.
+The server refuses an answer that holds anything else. Where it sees sums alone, a site without a modality
+sends zeros for its blocks, so that nobody sees that it lacks it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from fedfair.budget import releases_statistics
 from fedfair.config import Config
 from fedfair.data.encode import num_cells
 from fedfair.data.schema import Schema, TableModality
+from fedfair.errors import InconsistentUpdates
 from fedfair.local import block_records
 from fedfair.plan import row_plan
 from fedfair.secagg import Field, Layout, Rule
@@ -22,6 +24,7 @@ from fedfair.site import Workbench
 from fedfair.wire import Arrays, Download, unpack_signals
 
 ALL = "all sites"
+MEASURED = ("evaluate", "evaluate.validation")
 FEATURE_BOUND = 2.0**40
 """Largest sum of a column's values or squares at one site; steps of 2^-20 for four sites."""
 
@@ -32,8 +35,8 @@ def rule(config: Config) -> Rule:
     return Rule(secure.collusion, secure.dropout, secure.fewest)
 
 
-class SecureLayouts:
-    """The layout of each kind of upload of one run.
+class Uploads:
+    """The arrays of each kind of upload of one run.
 
     Parameters
     ----------
@@ -50,8 +53,11 @@ class SecureLayouts:
         self._lengths = {name: len(value) for name, value in bench.blocks.vectors.items()}
         self._width = bench.model.fusion.classifier.in_features + 1
 
-    def of(self, kind: str, number: int, download: Download | None) -> Layout:
-        """Return the layout of a kind of message.
+    def fields(self, kind: str, number: int, download: Download | None) -> tuple[Field, ...]:
+        """Return the arrays that an upload holds, in wire order.
+
+        A site of an open run, or of one that protects whole sites, leaves out the rows of modalities that
+        it does not have; these fields are optional.
 
         Parameters
         ----------
@@ -61,18 +67,29 @@ class SecureLayouts:
             The round.
         download : Download | None
             What the message brought; None for the survey.
+
+        Raises
+        ------
+        InconsistentUpdates
+            If there is no such kind, or one that trains brought no download.
         """
-        fields: Iterator[Field]
         if kind == "query":
-            # Sent once and small, and its sums of squares are far larger than any update.
-            return Layout(tuple(self._survey()), len(self._schema.sites))
+            return tuple(self._survey())
         if kind == "train.signals":
-            fields = self._signals("train")
-        elif kind == "train" and download is not None:
-            fields = self._update(number, download.coefficients.live, bool(download.terms))
-        else:
-            fields = self._measured(self._config.rounds + 1)
-        return Layout(tuple(fields), len(self._schema.sites), self._config.secure.bits)
+            return tuple(self._signals("train"))
+        if kind == "train" and download is not None:
+            return tuple(self._update(number, download.coefficients.live, bool(download.terms)))
+        if kind in MEASURED:
+            return tuple(self._measured(self._config.rounds + 1))
+        raise InconsistentUpdates(
+            f"`kind` must be query, train (with a download), train.signals or one of {MEASURED}, got {kind!r}"
+        )
+
+    def layout(self, kind: str, number: int, download: Download | None) -> Layout:
+        """Return the same as numbers that can be summed under masks."""
+        # The survey is sent once and small, and its sums of squares are far larger than any update.
+        bits = {} if kind == "query" else {"bits": self._config.secure.bits}
+        return Layout(self.fields(kind, number, download), len(self._schema.sites), **bits)
 
     def _survey(self) -> Iterator[Field]:
         if self._config.privacy.on:
@@ -90,20 +107,23 @@ class SecureLayouts:
         plan, modalities = row_plan(self._config, self._schema), tuple(self._schema.modalities)
         for path in plan.paths(modalities, live, terms):
             shape = (groups if path.grouped else 1, self._lengths[path.block])
-            yield Field(f"rows/{path.key}", shape, self._config.secure.bound, optional=True)
+            # Whether a private site has a modality is a secret of its records.
+            optional = self._config.privacy.mode != "sample"
+            yield Field(f"rows/{path.key}", shape, self._config.secure.bound, optional=optional)
         yield from self._measured(number)
 
     def _measured(self, number: int) -> Iterator[Field]:
         privacy = self._config.privacy
-        released = privacy.on and releases_statistics(self._config, number)
-        if released or not privacy.on:
+        released = privacy.mode != "sample" or releases_statistics(self._config, number)
+        if released:
             yield from self._signals("train")
         if not privacy.on or privacy.evaluation == "exact" or (released and privacy.evaluation == "released"):
             yield from self._signals("test")
 
     def _signals(self, part: str) -> Iterator[Field]:
         config, training = self._config, part == "train"
-        noisy = config.privacy.on and (training or config.privacy.evaluation == "released")
+        # Under site-level privacy the noise is the server's.
+        noisy = config.privacy.mode == "sample" and (training or config.privacy.evaluation == "released")
         shapes = signal_shapes(
             len(self._schema.modalities) + 1,
             len(self._schema.attributes[config.data.attribute]) if training else num_cells(self._schema),

@@ -57,6 +57,14 @@ def test_the_best_model_by_the_records_is_the_one_that_is_kept(chosen: Path) -> 
     assert all(np.array_equal(own[name], kept[name]) for name in kept)
 
 
+def test_it_is_the_model_of_a_run_that_ends_there(chosen: Path, tmp_path: Path) -> None:
+    plain = [part for part in CHOOSING if not part.startswith(("rounds", "server."))]
+    shorter = run(tmp_path / "shorter", [f"rounds={outcome(chosen)['best_round']}", *plain])
+    assert all(np.array_equal(weights(shorter)[name], value) for name, value in weights(chosen).items())
+    with np.load(shorter / "evaluation.npz") as ours, np.load(chosen / "evaluation.npz") as theirs:
+        assert all(np.array_equal(ours[name], theirs[name]) for name in ours.files)
+
+
 def test_wrong_test_records_change_the_evaluation_alone(
     chosen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,6 +23,7 @@ from fedfair.secagg import (
     SECURE,
     Announcement,
     CannotUnmask,
+    Field,
     Layout,
     MaskedInput,
     Parcels,
@@ -76,11 +77,11 @@ class SecureSums:
         """
         coming = self._next()
         told: dict[int, Told] = {node: {"advertise": self._number} for node in nodes}
-        first = self._sites.send(self._messages(told, about), group)
+        first = self._sites.send(self._messages(told, about), group, ())
         self._take(first, coming.announce, Announcement, "announcement")
         with _refusing(first):
             called = self._calls(coming.roll())
-        second = self._sites.send(self._messages(called, about), group)
+        second = self._sites.send(self._messages(called, about), group, ())
         self._take(second, coming.share, Parcels, "parcels")
         self._ready = coming
         return first.failed | second.failed
@@ -123,7 +124,8 @@ class SecureSums:
             **self._messages(told, about),
             **{node: (kind, self._with(content, told[node])) for node in working},
         }
-        answers = self._sites.send(messages, group)
+        masked = Field("words", (layout.words,), 1.0, optional=True)
+        answers = self._sites.send(messages, group, (masked,))
         answers.failed = failed | answers.failed
         if answers.exhausted:
             return answers
@@ -160,7 +162,7 @@ class SecureSums:
             called = {}
         for node, call in called.items():
             told[node] = {**told.get(node, {}), **call}
-        shared = self._sites.send(self._messages(told, about), group)
+        shared = self._sites.send(self._messages(told, about), group, ())
         for site, reason in shared.failed.items():
             logger.warning("site %s did not help to open a secure sum: %s", site, reason)
         self._take(shared, summed.reveal, Shares, "shares")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Array, Context, Message, RecordDict
 
 from client.app import app as client_app
 from fedfair.errors import ConfigError, RunError
@@ -106,6 +106,28 @@ def test_a_site_that_is_lost_before_it_sends_is_left_out_of_the_sum(tmp_path: Pa
     assert list(first["failed"]) == ["Hungary"]
     # Its keys for the second sum went with the answer that was lost.
     assert second["sites"] == ["Cleveland", "Switzerland", "VA Long Beach"]
+
+
+def test_an_answer_of_another_size_is_not_read(tmp_path: Path) -> None:
+    class Swollen(Tapped):
+        def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+            replies = list(super().pull_messages(message_ids))
+            for reply in replies:
+                arrays = reply.content.array_records["arrays"]
+                if reply.metadata.message_type == "train" and reply.metadata.src_node_id == 3:
+                    arrays["words"] = Array(np.tile(arrays["words"].numpy(), 2))
+            return replies
+
+    values = {
+        "config": str(HEART),
+        "overrides": ";".join([*SECURE, "rounds=1"]),
+        "output": str(tmp_path / "r"),
+    }
+    context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=values)
+    server_app(Swollen(client_app, 4), context)
+    (_, first) = rounds(tmp_path / "r")
+    assert first["sites"] == ["Cleveland", "Switzerland", "VA Long Beach"]
+    assert "`words` of site Hungary must be" in first["failed"]["Hungary"]
 
 
 def test_a_site_that_is_lost_when_the_sum_is_opened_stays_in_it(tmp_path: Path) -> None:

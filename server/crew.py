@@ -14,7 +14,7 @@ from fedfair.coordinator import Coordinator
 from fedfair.errors import DataError, InconsistentUpdates, RoundRefused, RunError
 from fedfair.local import SiteUpdate
 from fedfair.uploads import ALL, Uploads, without_absent
-from fedfair.wire import Survey
+from fedfair.wire import Download, Survey
 from server.exchange import Answers, Sites
 from server.secure import SecureSums
 
@@ -102,16 +102,18 @@ class Crew:
 
     def ask(self, nodes: Sequence[int], kind: str) -> Answers:
         """Ask each node for the same; where the server sees sums alone, all answers are one."""
-        number = 0 if kind == "query" else self._coordinator.round + 1
-        content = self._about(number) if kind == "query" else self._with_model(number)
+        number, download = 0, None
+        content = self._about(number)
+        if kind != "query":
+            number, download = self._coordinator.round + 1, self._coordinator.download()
+            content = self._with_model(number, download)
         if self._secure is None:
-            download = None if kind == "query" else self._coordinator.download()
             return self._sites.ask(nodes, kind, content, number, self._uploads.fields(kind, number, download))
         about = self._about(number)
         if kind == "query" and self._config.privacy.on:
             failed = self._secure.prepare(nodes, about, number)  # private sites only tell that they are there
             return Answers(failed=failed, sites=sorted(self._sites.names.values()))
-        layout = self._uploads.layout(kind, number, None if kind == "query" else self._coordinator.download())
+        layout = self._uploads.layout(kind, number, download)
         answers = self._secure.ask(nodes, kind, content, layout, number, about)
         modalities = self._coordinator.modalities
         answers.arrays = {site: without_absent(sums, modalities) for site, sums in answers.arrays.items()}
@@ -122,11 +124,6 @@ class Crew:
 
         Under site-level privacy a site that failed for its data would tell of them: its update
         then counts as no change.
-
-        Raises
-        ------
-        RoundRefused
-            If too few are left.
         """
         updates = []
         for site in sorted(answers.arrays):
@@ -214,8 +211,8 @@ class Crew:
                 self._failures[node] = self._failures.get(node, 0) + 1
                 self._again[node] = number + 2 ** self._failures[node]
 
-    def _with_model(self, number: int) -> RecordDict:
-        arrays = wire.pack_download(self._coordinator.download())
+    def _with_model(self, number: int, download: Download) -> RecordDict:
+        arrays = wire.pack_download(download)
         content = self._about(number)
         content["arrays"] = ArrayRecord(
             {

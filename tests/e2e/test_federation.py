@@ -256,7 +256,7 @@ class TestRunning:
 
     def test_programs_that_die_are_started_again_and_sites_come_back(self, federation: Federation) -> None:
         told = subprocess.run(
-            ["ps", "-o", "pid=,args=", "--ppid", str(federation.starter.pid)],
+            ["ps", "-wwo", "pid=,args=", "--ppid", str(federation.starter.pid)],
             capture_output=True,
             text=True,
             check=True,

@@ -22,6 +22,8 @@ NAMES = (
     "es_auc_interval",
     "private_step",
 )
+# Minutes, gigabytes and nginx: only when named.
+LARGE = ("large_models",)
 
 # Steps that allocate megabytes: whether glibc returns them to the system after each step, to page them in
 # again in the next, depends on what else lies in memory and changes a step by a quarter. Here it keeps them.
@@ -32,12 +34,16 @@ KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(1 << 30), "MALLOC_MMAP_THRESHOLD_":
 def main() -> None:
     """Run all benchmarks or the named ones, each in a process of its own, and print their tables."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=main.__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}; default: all")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)} (default: these), {', '.join(LARGE)}"
+    )
     parser.add_argument("--write", action="store_true", help="rewrite the tables in docs/performance.md")
     parser.add_argument("--here", action="store_true", help="run in this process, in whatever state it is")
     arguments = parser.parse_args()
-    if unknown := set(arguments.names) - set(NAMES):
-        parser.error(f"no benchmark is called {', '.join(sorted(unknown))}; known are {', '.join(NAMES)}")
+    if unknown := set(arguments.names) - {*NAMES, *LARGE}:
+        parser.error(
+            f"no benchmark is called {', '.join(sorted(unknown))}; known are {', '.join((*NAMES, *LARGE))}"
+        )
     for name in arguments.names or NAMES:
         if arguments.here:
             run(name, arguments.write)

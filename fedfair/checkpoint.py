@@ -7,11 +7,12 @@ others are as on the wire. They give the state back to the last bit.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
+import shutil
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from io import BufferedRandom, BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from fedfair.config import Config
 from fedfair.coordinator import Coordinator
 from fedfair.errors import RunError
-from fedfair.files import sync_folder, write_atomically
+from fedfair.files import atomic_file, sync_folder
 from fedfair.plain import first_difference, to_plain
 from fedfair.wire import has_signals, pack_download, pack_signals, unpack_download, unpack_signals
 
@@ -106,14 +107,17 @@ class CheckpointStore:
             "extra": dict(extra),
         }
         arrays["meta"] = np.frombuffer(json.dumps(meta).encode(), dtype=np.uint8)
-        buffer = io.BytesIO()
-        np.savez(buffer, **arrays)  # type: ignore[arg-type]
-        body = buffer.getvalue()
         if not self.folder.is_dir():
             self.folder.mkdir(parents=True)
             sync_folder(self.folder.parent)
         path = self._path(coordinator.round)
-        write_atomically(path, hashlib.sha256(body).digest() + body)
+        # Never as a whole in memory: beside a large model there may be no room for its copies.
+        with atomic_file(path) as file:
+            file.write(bytes(DIGEST_SIZE))
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+            digest = _digest(file)
+            file.seek(0)
+            file.write(digest)
         for old in self._rounds()[: -self._keep]:
             old.unlink()
         for old in self.folder.glob("best-*.npz"):
@@ -136,7 +140,7 @@ class CheckpointStore:
             raise RunError(f"{old} is of version 0.1, which this version cannot resume; start a new run")
         damaged: list[Path] = []
         for path in reversed(self._rounds()):
-            arrays = _read(path.read_bytes())
+            arrays = _read(path)
             if arrays is None:
                 damaged.append(path)
                 continue
@@ -162,10 +166,10 @@ class CheckpointStore:
             If it is not there or damaged.
         """
         path = self._path(number)
-        raw = path.read_bytes() if path.is_file() else b""
-        if _body(raw) is None:
+        if not _intact(path):
             raise RunError(f"{path} must be an intact checkpoint to be kept as the best, it is not")
-        write_atomically(self._best(number), raw)
+        with path.open("rb") as source, atomic_file(self._best(number)) as copy:
+            shutil.copyfileobj(source, copy)
 
     def load_best(self, coordinator: Coordinator, number: int) -> Loaded:
         """Put the state of the best model, that of round `number`, into the coordinator.
@@ -176,7 +180,7 @@ class CheckpointStore:
             If there is none, it is damaged, or it belongs to another configuration.
         """
         path = self._best(number)
-        arrays = _read(path.read_bytes()) if path.is_file() else None
+        arrays = _read(path)
         if arrays is None:
             raise RunError(f"{path} must be an intact checkpoint of the best model, it is not")
         return _restore(coordinator, arrays, path)
@@ -201,19 +205,29 @@ def _set_aside(path: Path, instead: Path) -> str:
     return f"checkpoint {path.name} is damaged (set aside as {aside.name}); {instead.name} is used instead"
 
 
-def _body(raw: bytes) -> bytes | None:
-    """Return what follows the digest, or None if it is not as it was written."""
-    digest, body = raw[:DIGEST_SIZE], raw[DIGEST_SIZE:]
-    return body if hashlib.sha256(body).digest() == digest else None
+def _digest(file: BufferedRandom | BufferedReader) -> bytes:
+    """Return the digest of all that follows the place for it."""
+    file.seek(DIGEST_SIZE)
+    return hashlib.file_digest(file, "sha256").digest()
 
 
-def _read(raw: bytes) -> Arrays | None:
-    """Return the arrays of a checkpoint, or None if it is damaged."""
-    if (body := _body(raw)) is None:
+def _intact(path: Path) -> bool:
+    """Whether a checkpoint is there as it was written."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(DIGEST_SIZE) == _digest(file)
+
+
+def _read(path: Path) -> Arrays | None:
+    """Return the arrays of a checkpoint, or None if it is damaged or not there."""
+    if not _intact(path):
         return None
     try:
-        with np.load(io.BytesIO(body), allow_pickle=False) as stored:
-            return {name: stored[name] for name in stored.files}
+        with path.open("rb") as file:
+            file.seek(DIGEST_SIZE)
+            with np.load(file, allow_pickle=False) as stored:
+                return {name: stored[name] for name in stored.files}
     except (ValueError, EOFError, zipfile.BadZipFile):
         return None
 

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 from collections.abc import Iterator
+from io import BufferedRandom
 from pathlib import Path
 
 from fedfair.errors import RunError
@@ -21,9 +22,22 @@ def write_atomically(path: Path, content: bytes) -> None:
     content : bytes
         Of the new file.
     """
-    temporary = path.with_name(path.name + ".partial")
-    with temporary.open("wb") as file:
+    with atomic_file(path) as file:
         file.write(content)
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[BufferedRandom]:
+    """Open a file to write and to read, which takes the place of `path` in one step if no error is raised.
+
+    Parameters
+    ----------
+    path : Path
+        In a folder that exists; a file there stays as it was until the new one is whole.
+    """
+    temporary = path.with_name(path.name + ".partial")
+    with temporary.open("w+b") as file:
+        yield file
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)

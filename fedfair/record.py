@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from fedfair.checkpoint import Made as Made  # noqa: PLC0414, part of a record: 
 from fedfair.coefficients import Coefficients
 from fedfair.config import Config
 from fedfair.data.schema import Schema
-from fedfair.files import append_line, write_atomically
+from fedfair.files import append_line, atomic_file, write_atomically
 from fedfair.plain import to_plain
 from fedfair.resolution import resolved_auc
 from fedfair.signals import Signals
@@ -190,17 +189,16 @@ class RunFolder:
         # The sum of all sites, where nothing of one is known, stands for them.
         sites = schema.sites if any(site in test for site in schema.sites) else tuple(test)
         ordered = [test.get(site, empty) for site in sites]
-        buffer = io.BytesIO()
-        np.savez_compressed(
-            buffer,
-            counts=np.stack([s.counts for s in ordered]),
-            losses=np.stack([s.losses for s in ordered]),
-            histograms=np.stack([s.histograms for s in ordered]),
-            train_counts=np.stack([_known(train_counts.get(site), empty.counts) for site in sites]),
-            # [K, 3] noise variance per cell of histograms, losses, head gradients; zeros if exact.
-            variance=np.array([s.variance or (0.0, 0.0, 0.0) for s in ordered]),
-        )
-        write_atomically(self.path / EVALUATION, buffer.getvalue())
+        with atomic_file(self.path / EVALUATION) as file:
+            np.savez_compressed(
+                file,
+                counts=np.stack([s.counts for s in ordered]),
+                losses=np.stack([s.losses for s in ordered]),
+                histograms=np.stack([s.histograms for s in ordered]),
+                train_counts=np.stack([_known(train_counts.get(site), empty.counts) for site in sites]),
+                # [K, 3] noise variance per cell of histograms, losses, head gradients; zeros if exact.
+                variance=np.array([s.variance or (0.0, 0.0, 0.0) for s in ordered]),
+            )
 
     def save_outcome(
         self, stopped: str | None, best_round: int | None, monitor: str | None, notices: Sequence[str]
@@ -230,11 +228,10 @@ class RunFolder:
         self, state: Mapping[str, torch.Tensor], moments: Mapping[str, NDArray[np.float64]]
     ) -> None:
         """Save the final model as a plain torch state dict, and the moments its inputs need."""
-        model, pooled = io.BytesIO(), io.BytesIO()
-        torch.save(dict(state), model)
-        np.savez(pooled, **dict(moments))  # type: ignore[arg-type]
-        write_atomically(self.path / MOMENTS, pooled.getvalue())
-        write_atomically(self.path / MODEL, model.getvalue())
+        with atomic_file(self.path / MOMENTS) as pooled:
+            np.savez(pooled, **dict(moments))  # type: ignore[arg-type]
+        with atomic_file(self.path / MODEL) as model:
+            torch.save(dict(state), model)
 
 
 def _known(counts: NDArray[np.float64] | None, otherwise: NDArray[np.float64]) -> NDArray[np.float64]:

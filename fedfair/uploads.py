@@ -102,7 +102,21 @@ class Uploads:
         for part in ("train", "test"):
             yield Field(f"{part}/counts", shape, self._config.secure.max_records, exact=True)
 
+    @property
+    def largest(self) -> int:
+        """Bytes of the model's rows in the largest answer that a round may ask for."""
+        asked = [(live, terms) for live in (False, True) for terms in (False, True)]
+        values = max(sum(field.size for field in self._rows(*each)) for each in asked)
+        bits = (
+            self._config.secure.bits if self._config.secure.enabled else int(self._config.training.dtype[5:])
+        )
+        return values * bits // 8
+
     def _update(self, number: int, live: bool, terms: bool) -> Iterator[Field]:
+        yield from self._rows(live, terms)
+        yield from self._measured(number)
+
+    def _rows(self, live: bool, terms: bool) -> Iterator[Field]:
         groups = len(self._schema.attributes[self._config.data.attribute])
         plan, modalities = row_plan(self._config, self._schema), tuple(self._schema.modalities)
         for path in plan.paths(modalities, live, terms):
@@ -110,7 +124,6 @@ class Uploads:
             # Whether a private site has a modality is a secret of its records.
             optional = self._config.privacy.mode != "sample"
             yield Field(f"rows/{path.key}", shape, self._config.secure.bound, optional=optional)
-        yield from self._measured(number)
 
     def _measured(self, number: int) -> Iterator[Field]:
         privacy = self._config.privacy

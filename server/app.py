@@ -17,6 +17,7 @@ from fedfair.provenance import source_digest
 from fedfair.record import RunFolder, next_folder
 from fedfair.site import Workbench
 from fedfair.uploads import Uploads
+from server.capacity import Demand, require_room
 from server.crew import Crew
 from server.exchange import Sites
 from server.journal import Journal
@@ -50,12 +51,17 @@ def _run(grid: Grid, context: Context, config: Config, folder: RunFolder) -> Non
     bench = Workbench(config, schema)
     coordinator = Coordinator(config, schema, bench.vectors(), server_ledger(config))
     source, run = source_digest(ROOT), str(folder.path)
-    journal, roster = Journal(_path(context, "audit"), run), Roster(_path(context, "roster"))
+    registered = _path(context, "roster")
+    journal, roster = Journal(_path(context, "audit"), run), Roster(registered)
     timeout = config.server.round_timeout
     sites = Sites(
         grid, schema.digest(), schema.sites, timeout, folder.path, roster, journal, config.privacy.mode
     )
-    crew = Crew(coordinator, sites, source, run, Uploads(config, schema, bench))
+    uploads = Uploads(config, schema, bench)
+    if registered is not None:
+        size = sum(value.nbytes for value in coordinator.model.values())
+        require_room(Demand(size, uploads.largest, len(schema.sites)), folder.path)
+    crew = Crew(coordinator, sites, source, run, uploads)
     strategy = ModulatedAggregation(coordinator, crew, folder)
     begun = folder.checkpoints.load(coordinator)
     folder.save_config(config)

@@ -155,7 +155,7 @@ class Sites:
         Parameters
         ----------
         messages : Mapping[int, tuple[str, RecordDict]]
-            Type and content by node.
+            Type and content by node; the arrays are taken out once they are sent.
         group : int
             The round, for the logs of both sides.
         fields : Sequence[Field] | None
@@ -177,6 +177,7 @@ class Sites:
                 self._take(node, reply, answers, group, messages[node][0], fields)
             except InconsistentUpdates as error:
                 answers.failed[self._name(node)] = printable(str(error))
+            del reply  # before the next one comes
         answers.sites = sorted(answers.arrays)
         kinds = {self._name(node): kind for node, (kind, _) in messages.items()}
         for site, reason in (answers.failed | answers.exhausted).items():

@@ -29,7 +29,7 @@ def exchanged(
     grid : Grid
         Any of Flower's, or the one in process.
     sent : Mapping[int, tuple[str, RecordDict]]
-        Type and content by node.
+        Type and content by node; its arrays are taken out once they are sent.
     group : int
         The round.
     timeout : float
@@ -50,15 +50,21 @@ def exchanged(
             f"the message of round {group} must reach Flower's SuperLink, it refused it as too large; "
             "see `docs/deployment.md` for what fits"
         )
+    # They are on their way: while answers come, the model need not lie here a second time.
+    for _, content in sent.values():
+        for record in content.array_records.values():
+            record.clear()
     # A message that Flower could not pass on has no number.
     yield from ((node, GONE) for number, node in zip(numbers, sent, strict=True) if not number)
     pending = {number: node for number, node in zip(numbers, sent, strict=True) if number}
     end, pause = time.monotonic() + timeout, _FIRST_LOOK
     while pending:
         for number in list(pending):
-            # One at a time: a reply may be as large as several models.
-            if (reply := _pulled(grid, number)) is not None:
+            # One at a time, and none kept: a reply may be as large as several models.
+            reply = _pulled(grid, number)
+            if reply is not None:
                 yield pending.pop(number), reply
+            del reply
         if time.monotonic() > end:
             break
         if pending:

@@ -30,11 +30,6 @@ def add_federation(commands: Commands) -> None:
     start = parts.add_parser("start", help="run the SuperLink and the proxy", description=_start.__doc__)
     start.add_argument("folder", type=Path, help="the federation's folder")
     start.add_argument(
-        "--in-memory",
-        action="store_true",
-        help="no database: for models of hundreds of MB; a restart forgets runs, not sites",
-    )
-    start.add_argument(
         "--no-proxy", action="store_true", help="another proxy passes on /v1/fleet/, and nothing else"
     )
     start.set_defaults(run=_start)
@@ -93,7 +88,7 @@ def _start(options: argparse.Namespace) -> int:
     find_apps()
     from simulations.federation import start
 
-    return int(start(options.folder, say, in_memory=options.in_memory, proxy=not options.no_proxy))
+    return int(start(options.folder, say, proxy=not options.no_proxy))
 
 
 def _submit(options: argparse.Namespace) -> int:

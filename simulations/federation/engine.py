@@ -12,7 +12,7 @@ from pathlib import Path
 from fedfair.errors import RunError
 from fedfair.record import MODEL
 from simulations.federation.app_code import build_code
-from simulations.federation.control import Centre, Run
+from simulations.federation.control import Centre, Run, UnknownRun
 from simulations.federation.news import RoundNews
 from simulations.federation.roster import ROSTER, read_roster
 from simulations.programs import RunConfig, stop
@@ -67,7 +67,7 @@ def _going_on(centre: Centre, folder: Path) -> str | None:
     if not (folder / RUN_ID).is_file():
         return None
     run_id = (folder / RUN_ID).read_text(encoding="utf-8").strip()
-    with contextlib.suppress(RunError):  # a SuperLink without a database forgets runs
+    with contextlib.suppress(RunError):  # a SuperLink that was started again has forgotten it
         if not centre.run(run_id).finished:
             return run_id
     return None
@@ -111,6 +111,10 @@ class _Follower:
         """Return where the run stands; a SuperLink that is being started again is given time."""
         try:
             run = self._centre.run(self._run_id)
+        except UnknownRun:
+            raise RunError(
+                "the SuperLink was started again and has forgotten the run; go on with it by adding --resume"
+            ) from None
         except RunError:
             if time.monotonic() - self._answered > LOST_SECONDS:
                 raise

@@ -27,7 +27,7 @@ START_SECONDS, ROSTER_SECONDS = 60, 10
 Say = Callable[[str], None]
 
 
-def start(folder: Path, say: Say, *, in_memory: bool = False, proxy: bool = True) -> int:
+def start(folder: Path, say: Say, *, proxy: bool = True) -> int:
     """Run the SuperLink and the proxy of a federation until Ctrl-C or SIGTERM; return 0.
 
     A program that dies is started again. Keys that are added to ``centre/nodes`` are registered, those
@@ -39,8 +39,6 @@ def start(folder: Path, say: Say, *, in_memory: bool = False, proxy: bool = True
         As ``fedfair federation init`` made it.
     say : Callable[[str], None]
         Takes one line at a time.
-    in_memory : bool
-        Keep the SuperLink's state in memory: needed for models near 1 GB, forgets runs at a restart.
     proxy : bool
         Whether to run nginx too; without it, another proxy must pass on ``/v1/fleet/`` alone.
 
@@ -56,7 +54,7 @@ def start(folder: Path, say: Say, *, in_memory: bool = False, proxy: bool = True
             f"make the folder anew with `fedfair federation init`"
         )
     _check_dates(centre, say)
-    programs = [_superlink(centre, in_memory), *([_proxy(centre)] if proxy else [])]
+    programs = [_superlink(centre), *([_proxy(centre)] if proxy else [])]
     centre.prepare()
     with _only_one(centre), _asked_to_stop() as stopped:
         for program in programs:
@@ -85,7 +83,7 @@ def _run(centre: Centre, programs: list[Kept], say: Say, stopped: threading.Even
     while not stopped.wait(0.5):
         started = [program.tend(say) for program in programs]
         if any(started):
-            roster = None  # a SuperLink without a database has forgotten all keys
+            roster = None  # a SuperLink that was started again has forgotten all keys
         if time.monotonic() >= due and listens(centre.port):
             due = time.monotonic() + ROSTER_SECONDS
             with _said(say):
@@ -102,13 +100,16 @@ def _said(say: Say) -> Iterator[None]:
         say(str(error))
 
 
-def _superlink(centre: Centre, in_memory: bool) -> Kept:
+def _superlink(centre: Centre) -> Kept:
+    """Return the SuperLink; its state is in memory.
+
+    A database would be slower, would keep all that the sites have sent, and locks up near 1 GB.
+    """
     root = centre.root
     command = ["flower-superlink", "--host", "127.0.0.1", "--port", str(centre.port)]
     command += ["--ssl-ca-certfile", str(root / "ca.crt")]
     command += ["--ssl-certfile", str(root / "link.crt"), "--ssl-keyfile", str(root / "link.key")]
     command += ["--enable-supernode-auth", "--disable-runtime-dependency-installation"]
-    command += [] if in_memory else ["--database", str(centre.state / "state.db")]
     log = centre.state / "superlink.log"
     return Kept("SuperLink", command, centre.empty, centre.environment, log, centre.port)
 

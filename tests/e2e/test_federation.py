@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -78,12 +79,13 @@ def fedfair(*words: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Federation:
-    """A running one: its folder, the sites' folders, the log of ``fedfair federation start``."""
+    """A running one: its folder, the sites' folders, its log, ``federation start`` and each ``site join``."""
 
     folder: Path
     sites: Mapping[str, Path]
     log: Path
     starter: subprocess.Popen[bytes]
+    joined: Mapping[str, subprocess.Popen[bytes]]
 
     @property
     def centre(self) -> Centre:
@@ -116,14 +118,14 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]
         log = path / "start.log"
         starter = stack.enter_context(program(fedfair("federation", "start", str(folder)), path, log))
         until("Ctrl-C stops all", log)
-        sites = {}
+        sites, joined = {}, {}
         for site in SITES:
             sites[site] = open_bundle(folder / "bundles" / f"{slug(site)}.tar.gz", path)
             approve(sites[site], code, "the test")
             until(f"site {slug(site)} may connect now", log)
             command = fedfair("site", "join", str(sites[site]))
-            stack.enter_context(program(command, path, path / f"{slug(site)}.log"))
-        yield Federation(folder, sites, log, starter)
+            joined[site] = stack.enter_context(program(command, path, path / f"{slug(site)}.log"))
+        yield Federation(folder, sites, log, starter, joined)
 
 
 def refused(path: Path, *options: str) -> str:
@@ -142,9 +144,23 @@ def secure(authority: Path, address: str, key: Path) -> list[str]:
 
 def serverapps(port: int) -> list[int]:
     """Return the processes of ServerApps that talk to the SuperLink on this port."""
-    told = subprocess.run(["ps", "-ewwo", "pid=,args="], capture_output=True, text=True, check=True).stdout
-    own = [line for line in told.splitlines() if "flwr-serverapp" in line and f"127.0.0.1:{port}" in line]
-    return [int(line.split()[0]) for line in own]
+    commands = processes("-e").items()
+    return [
+        own for own, command in commands if "flwr-serverapp" in command and f"127.0.0.1:{port}" in command
+    ]
+
+
+def children(parent: subprocess.Popen[bytes]) -> dict[int, str]:
+    """Return the processes that another one has started, with their commands."""
+    return processes("--ppid", str(parent.pid))
+
+
+def processes(*which: str) -> dict[int, str]:
+    # Wide: else a narrow COLUMNS cuts the commands.
+    # Its status is 1 if there are none.
+    told = subprocess.run(["ps", "-wwo", "pid=,args=", *which], capture_output=True, text=True, check=False)
+    pairs = (line.split(maxsplit=1) for line in told.stdout.splitlines())
+    return {int(own): command for own, command in pairs}
 
 
 @pytest.mark.timeout(400)
@@ -173,6 +189,35 @@ def test_a_secure_run_whose_server_was_killed_goes_on_to_the_same_bits(
         assert told.witnessed > 0
     kinds = {e["event"] for e in entries(federation.centre.state / "audit.jsonl")}
     assert {"run-started", "asked", "answered", "run-ended"} <= kinds
+
+
+@pytest.mark.timeout(500)
+def test_a_run_outlives_a_site_that_hangs_and_a_superlink_that_dies(
+    federation: Federation, tmp_path: Path
+) -> None:
+    changes = ["rounds=4", "server.min_sites=3", "server.round_timeout=20", "report.resamples=20"]
+    output = ["--output", str(tmp_path / "out")]
+    command = fedfair("submit", str(HEART), "--federation", str(federation.folder), *output)
+    command += [part for text in changes for part in ("--set", text)]
+    rounds = tmp_path / "out" / "seed-0" / "dual_mimo" / "rounds.jsonl"
+    with program(command, tmp_path, tmp_path / "submit.log") as submitted:
+        until('"round": 0', rounds, 200)
+        (node,) = children(federation.joined["Switzerland"])
+        os.kill(node, signal.SIGSTOP)
+        try:
+            until('"Switzerland": "no answer before', rounds, 120)
+        finally:
+            os.kill(node, signal.SIGCONT)
+        (link,) = [own for own, text in children(federation.starter).items() if "flower-superlink" in text]
+        os.kill(link, signal.SIGKILL)
+        assert submitted.wait(timeout=2 * SECONDS) == 1
+    assert "the SuperLink was started again" in (tmp_path / "submit.log").read_text()
+    variables = {**environment(tmp_path), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = call([*command, "--resume"], tmp_path, variables)
+    assert done.returncode == 0, tail(done)
+    records = [json.loads(line) for line in rounds.read_text().splitlines()]
+    assert [record["round"] for record in records] == [0, 1, 2, 3, 4]
+    assert all(len(record["sites"]) >= 3 for record in records[1:])
 
 
 class TestRefused:
@@ -255,15 +300,9 @@ class TestRunning:
         assert node not in federation.centre.nodes()
 
     def test_programs_that_die_are_started_again_and_sites_come_back(self, federation: Federation) -> None:
-        told = subprocess.run(
-            ["ps", "-wwo", "pid=,args=", "--ppid", str(federation.starter.pid)],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        for line in told.stdout.splitlines():
-            if "flower-superlink" in line or "nginx" in line:
-                os.kill(int(line.split()[0]), signal.SIGKILL)
+        for child, command in children(federation.starter).items():
+            if "flower-superlink" in command or "nginx" in command:
+                os.kill(child, signal.SIGKILL)
         until("SuperLink ended, it is started again", federation.log)
         until("nginx ended, it is started again", federation.log)
         end = time.monotonic() + SECONDS

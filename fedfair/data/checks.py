@@ -7,7 +7,14 @@ from collections.abc import Collection
 import numpy as np
 from numpy.typing import NDArray
 
-from fedfair.data.schema import Modality, Schema, SiteRecords, TableModality
+from fedfair.data.schema import (
+    Modality,
+    Schema,
+    SiteRecords,
+    TableModality,
+    TextModality,
+    VolumeModality,
+)
 from fedfair.errors import DataError, ShapeError, nearest
 
 
@@ -33,7 +40,8 @@ def checked_raw(records: SiteRecords, name: str, modality: Modality) -> NDArray[
     ShapeError
         If they are absent or not [n, columns] or [n, *shape].
     DataError
-        If a value is infinite, a category is no index, or an array is only partly missing.
+        If a value is infinite, a category is no index, a word none of the vocabulary, or an array (or a
+        slice of a volume) is only partly missing.
     """
     tail = (len(modality.columns),) if isinstance(modality, TableModality) else modality.shape
     raw = records.modalities.get(name)
@@ -46,6 +54,10 @@ def checked_raw(records: SiteRecords, name: str, modality: Modality) -> NDArray[
         raise DataError(f"`{name}` must be finite or NaN, got {infinite} infinite values")
     if isinstance(modality, TableModality):
         _check_codes(raw, modality)
+    elif isinstance(modality, TextModality):
+        _check_words(raw, name, modality)
+    elif isinstance(modality, VolumeModality):
+        _check_whole(raw.reshape(-1, *modality.shape[1:]), f"slices of {name}")
     else:
         _check_whole(raw, name)
     return raw
@@ -62,14 +74,24 @@ def _check_codes(raw: NDArray[np.float32], modality: TableModality) -> None:
             )
 
 
+def _check_words(raw: NDArray[np.float32], name: str, modality: TextModality) -> None:
+    """Refuse what is no word of the vocabulary, and gaps between words."""
+    missing = np.isnan(raw)
+    word = (raw >= 1) & (raw < modality.vocabulary) & (raw == np.floor(raw))
+    if wrong := int((~missing & ~word).sum()):
+        raise DataError(
+            f"`{name}` must hold whole numbers in 1 .. {modality.vocabulary - 1} or NaN, got {wrong} others"
+        )
+    if gaps := int((missing[:, :-1] & ~missing[:, 1:]).any(axis=1).sum()):
+        raise DataError(f"`{name}` must be NaN after the last word only, got gaps in {gaps} records")
+
+
 def _check_whole(raw: NDArray[np.float32], name: str) -> None:
     """Refuse arrays that are only partly missing: there is no telling what the gap means."""
     missing, axes = np.isnan(raw), tuple(range(1, raw.ndim))
     partly = int((missing.any(axis=axes) & ~missing.all(axis=axes)).sum())
     if partly:
-        raise DataError(
-            f"`{name}` must be NaN nowhere or everywhere in a record, got {partly} records in between"
-        )
+        raise DataError(f"`{name}` must be NaN nowhere or everywhere in a record, got {partly} in between")
 
 
 def checked_indices(name: str, values: NDArray[np.int64] | None, length: int, size: int) -> NDArray[np.int64]:

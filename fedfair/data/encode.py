@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from fedfair.batch import MultimodalBatch
 from fedfair.data.checks import checked_indices, checked_raw
-from fedfair.data.schema import Schema, SiteRecords, TableModality
+from fedfair.data.schema import Schema, SiteRecords, TableModality, TextModality
 from fedfair.errors import ConfigError, InconsistentUpdates, ShapeError, nearest
 
 FeatureSums = dict[str, NDArray[np.float64]]
@@ -130,7 +130,8 @@ def encode(
     """Return the model's inputs and which record has which modality.
 
     A numeric column becomes its z-score (0 if missing) and an observed flag, a categorical one a
-    one-hot code (all 0 if missing), in column order. Arrays pass through, missing ones as zeros.
+    one-hot code (all 0 if missing), in column order. Arrays, volumes and words pass through, with zeros
+    for what is missing.
 
     Parameters
     ----------
@@ -144,7 +145,8 @@ def encode(
     Returns
     -------
     tuple[dict[str, torch.Tensor], torch.Tensor]
-        Float32 [n, D] or [n, *shape] per modality, and bool [n, M]: at least one value observed.
+        Float32 [n, D] or [n, *shape] per modality (int64 for words), and bool [n, M]: at least one value
+        observed.
 
     Raises
     ------
@@ -159,7 +161,8 @@ def encode(
             value = _encode_table(raw, modality, _moments_of(name, modality, moments))
         else:
             value = np.where(np.isnan(raw), 0, raw)
-        inputs[name] = torch.from_numpy(value.astype(np.float32))
+        kind = np.int64 if isinstance(modality, TextModality) else np.float32
+        inputs[name] = torch.from_numpy(value.astype(kind))
     return inputs, present
 
 

@@ -54,7 +54,43 @@ class ArrayModality:
     shape: tuple[int, ...]
 
 
-Modality = TableModality | ArrayModality
+@dataclass(frozen=True)
+class VolumeModality:
+    """A modality that is a stack of slices, as many as a record has.
+
+    Raw values are float32 [n, *shape] with shape (slices, height, width), the most that any record has;
+    slices that a record does not have are NaN everywhere, and a record without the modality has none.
+    Encoded, they are zeros: a slice of zeros says nothing.
+    """
+
+    shape: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class TextModality:
+    """A modality that is words, each as a number that every site gives it alike.
+
+    Raw values are float32 [n, length], whole numbers in ``1 .. vocabulary - 1`` and NaN after the last
+    word. Encoded, they are int64 with 0 after the last word.
+
+    Attributes
+    ----------
+    length : int
+        The most words of a record, longer texts are cut; the encoded record has this shape.
+    vocabulary : int
+        The number of different numbers, 0 included; at most 2^24, which float32 tells apart.
+    """
+
+    length: int
+    vocabulary: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one encoded record, ``(length,)``."""
+        return (self.length,)
+
+
+Modality = TableModality | ArrayModality | VolumeModality | TextModality
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedfair.batch import MultimodalBatch
 from fedfair.blocks import ParameterBlocks
-from fedfair.data.schema import Schema
+from fedfair.data.schema import Schema, TextModality, VolumeModality
 from fedfair.errors import PrivacyError
 from fedfair.models import MultimodalModel
 from fedfair.seeding import torch_generator
@@ -21,15 +21,23 @@ MADE_UP_SCALE = 0.5  # of made-up parameters: large enough that every path carri
 
 
 def made_up_batch(schema: Schema, like: Tensor, groups: int, seed: int = 0) -> MultimodalBatch:
-    """Return a few records of standard normal inputs, one of them without its first modality."""
+    """Return a few records of standard normal inputs and random words.
+
+    One lacks its first modality, another has half the words and slices.
+    """
     generator = torch_generator(seed, "isolation")
     present = torch.ones(RECORDS, len(schema.modalities), dtype=torch.bool)
     if len(schema.modalities) > 1:
         present[1, 0] = False
     inputs = {}
     for m, (name, spec) in enumerate(schema.modalities.items()):
-        value = torch.randn(RECORDS, *spec.shape, generator=generator)
-        inputs[name] = (value * present[:, m].reshape(-1, *[1] * len(spec.shape))).to(like)
+        if isinstance(spec, TextModality):
+            value = torch.randint(1, spec.vocabulary, (RECORDS, *spec.shape), generator=generator)
+        else:
+            value = torch.randn(RECORDS, *spec.shape, generator=generator)
+        if isinstance(spec, TextModality | VolumeModality):
+            value[2, (spec.shape[0] + 1) // 2 :] = 0
+        inputs[name] = value * present[:, m].reshape(-1, *[1] * len(spec.shape))
     labels = torch.arange(RECORDS) % len(schema.classes)
     batch = MultimodalBatch(inputs, present, labels, torch.arange(RECORDS) % groups)
     return batch.to(like.device, like.dtype)

@@ -16,7 +16,16 @@ from sklearn.preprocessing import StandardScaler
 
 from fedfair.data.encode import add_feature_sums, cells, encode, feature_sums, moments, num_cells, to_batch
 from fedfair.data.heart import heart
-from fedfair.data.schema import ArrayModality, Column, Schema, SiteRecords, TableModality
+from fedfair.data.schema import (
+    ArrayModality,
+    Column,
+    Modality,
+    Schema,
+    SiteRecords,
+    TableModality,
+    TextModality,
+    VolumeModality,
+)
 from fedfair.errors import DataError, FedfairError, InconsistentUpdates, ShapeError
 
 NAN = np.nan
@@ -283,3 +292,42 @@ def test_sums_that_do_not_fit_are_refused() -> None:
             InconsistentUpdates, match="`feature_sums` of table must be finite with counts >= 0"
         ):
             moments({**sums, "table": broken})
+
+
+def only(modality: Modality, raw: NDArray[np.float32]) -> tuple[SiteRecords, Schema]:
+    schema = Schema({"m": modality}, ("0", "1"), {}, ("A",))
+    return SiteRecords({"m": raw}, np.zeros(len(raw), np.int64), {}), schema
+
+
+def test_words_become_whole_numbers_with_zeros_after_the_last() -> None:
+    records, schema = only(TextModality(3, 10), np.float32([[9, 1, NAN], [NAN, NAN, NAN], [2, 2, 2]]))
+    inputs, present = encode(records, schema, {})
+    assert inputs["m"].dtype == torch.int64
+    assert inputs["m"].tolist() == [[9, 1, 0], [0, 0, 0], [2, 2, 2]]
+    assert present[:, 0].tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("raw", "why"),
+    [
+        ([10, 1, NAN], "1 .. 9 or NaN, got 1 others"),
+        ([0, 1, 1.5], "got 2 others"),
+        ([1, NAN, 1], "gaps in 1 records"),
+    ],
+)
+def test_what_is_no_text_is_refused(raw: list[float], why: str) -> None:
+    records, schema = only(TextModality(3, 10), np.float32([raw, [1, NAN, NAN]]))
+    with pytest.raises(DataError, match=why):
+        encode(records, schema, {})
+
+
+def test_a_volume_has_as_many_slices_as_a_record_has() -> None:
+    raw = np.ones((3, 4, 2, 2), np.float32)
+    raw[1, 2:], raw[2] = NAN, NAN
+    records, schema = only(VolumeModality((4, 2, 2)), raw)
+    inputs, present = encode(records, schema, {})
+    assert inputs["m"].sum((2, 3)).tolist() == [[4, 4, 4, 4], [4, 4, 0, 0], [0, 0, 0, 0]]
+    assert present[:, 0].tolist() == [True, True, False]
+    raw[0, 3, 1, 1] = NAN
+    with pytest.raises(DataError, match="`slices of m` must be NaN nowhere or everywhere"):
+        encode(records, schema, {})

@@ -3,6 +3,8 @@
 
 PYTHON ?= python3.11 python3 python3.12 python3.13 python3.14
 TORCH ?= torch==2.13.0
+# Of the tests; each process takes up to 1 GB.
+JOBS ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -25,7 +27,7 @@ demo: $(VENV)/.installed ## train on four hospitals, chosen method beside FedAvg
 	@$(BIN)/fedfair simulate configs/heart.yaml --seeds 5 $(ARGS)
 
 test: $(VENV)/.installed-test ## run the tests
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile $(ARGS)
 
 bench: $(VENV)/.installed-test ## run the benchmarks
 	@$(BIN)/python -m benchmarks $(ARGS)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
+import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from numpy.typing import NDArray
 
 from fedfair import wire
 from fedfair.coordinator import Coordinator
+from fedfair.data.encode import moments
 from fedfair.errors import DataError, InconsistentUpdates, RoundRefused, RunError
 from fedfair.local import SiteUpdate
 from fedfair.uploads import ALL, Uploads, without_absent
@@ -72,7 +75,7 @@ class Crew:
         # A site that fails before it has trained is misconfigured, and would go on failing.
         for site, reason in (answers.failed | answers.exhausted).items():
             raise RunError(f"every connected site must be ready, {site} is not: {reason}")
-        self.surveys = {site: wire.unpack_survey(arrays) for site, arrays in answers.arrays.items()}
+        self.surveys = {site: _survey(site, arrays) for site, arrays in answers.arrays.items()}
         self._coordinator.standardise(self.surveys)
         logger.info(
             "%s: method %s, mode %s, %d sites",
@@ -224,3 +227,13 @@ class Crew:
 
     def _about(self, number: int) -> RecordDict:
         return RecordDict({"run": ConfigRecord({**self._told, "round": number})})
+
+
+def _survey(site: str, arrays: Mapping[str, NDArray[np.generic]]) -> Survey:
+    """Return what a site told, if its sums can be those of records."""
+    try:
+        survey = wire.unpack_survey(arrays)
+        moments(survey.features)
+    except InconsistentUpdates as error:
+        raise RunError(f"every connected site must be ready, {site} is not: {error}") from error
+    return survey

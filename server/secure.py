@@ -35,6 +35,7 @@ from fedfair.secagg import (
 from fedfair.uploads import ALL, rule
 from server.exchange import Answers, Sites
 from server.journal import Journal
+from server.replies import printable
 
 PREPARE = "query.secure"
 Told = dict[str, str | int | bytes]
@@ -181,7 +182,7 @@ class SecureSums:
                 raise RoundRefused(f"its input is said to be that of {receipt.site}")
             summed.receive(MaskedInput(receipt, words), layout)
         except (FedfairError, KeyError) as error:
-            answers.failed[site] = str(error)
+            answers.failed[site] = printable(str(error))
 
     def _take(
         self,
@@ -200,8 +201,8 @@ class SecureSums:
                     raise RoundRefused(f"its `{key}` is said to be that of {message.site}")
                 take(message)
             except FedfairError as error:
-                answers.failed[site] = str(error)
-                logger.warning("site %s failed to help with a secure sum: %s", site, error)
+                answers.failed[site] = printable(str(error))
+                logger.warning("site %s failed to help with a secure sum: %s", site, answers.failed[site])
 
     def _next(self) -> ServerSession:
         self._number += 1

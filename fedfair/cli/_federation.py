@@ -9,7 +9,7 @@ from fedfair.cli._common import INTERRUPTED, Commands, find_apps, overrides, pos
 
 
 def add_federation(commands: Commands) -> None:
-    """Add ``federation init|add|renew|start``, ``submit`` and ``code``."""
+    """Add ``federation init|add|rekey|renew|start``, ``submit`` and ``code``."""
     federation = commands.add_parser("federation", help="make and run a federation (coordinating centre)")
     parts = federation.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
@@ -22,6 +22,11 @@ def add_federation(commands: Commands) -> None:
     add.add_argument("folder", type=Path, help="the federation's folder")
     add.add_argument("site", help="the site's name")
     add.set_defaults(run=_add)
+
+    rekey = parts.add_parser("rekey", help="a new key and bundle for a site", description=_rekey.__doc__)
+    rekey.add_argument("folder", type=Path, help="the federation's folder")
+    rekey.add_argument("site", help="the site's name")
+    rekey.set_defaults(run=_rekey)
 
     renew = parts.add_parser("renew", help="new certificates, same keys", description=_renew.__doc__)
     renew.add_argument("folder", type=Path, help="the federation's folder")
@@ -71,6 +76,14 @@ def _add(options: argparse.Namespace) -> int:
     from fedfair.federation.centre import add_site
 
     say(f"made {add_site(options.folder, options.site)}")
+    return 0
+
+
+def _rekey(options: argparse.Namespace) -> int:
+    """Replace a site's key that was lost or stolen; a running centre turns the old one away."""
+    from fedfair.federation.centre import rekey
+
+    say(f"made {rekey(options.folder, options.site)}; the old key is good for nothing any more")
     return 0
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from fedfair.errors import ConfigError, RunError
+from fedfair.errors import ConfigError, RunError, nearest
 from fedfair.federation import certificates, units
 from fedfair.federation.bundle import folder_name, pack
 from fedfair.federation.certificates import LINK_NAMES, Issued
@@ -88,6 +88,25 @@ def add_site(folder: Path, name: str) -> Path:
     )
     replace(folder / CONSORTIUM, text.encode())
     return bundle
+
+
+def rekey(folder: Path, name: str) -> Path:
+    """Give a site a new key, in place of one that was lost or stolen, and return its new bundle.
+
+    A running centre turns the old key away. Sites that take part in secure sums need the new public key in
+    their ``roster.txt``.
+
+    Raises
+    ------
+    ConfigError
+        If it is no site of the federation, or the folder is none of one.
+    """
+    consortium = load_consortium(folder / CONSORTIUM)
+    if name not in consortium.sites:
+        raise ConfigError(
+            f"`site` must be one of {list(consortium.sites)}, got {name!r}{nearest(name, consortium.sites)}"
+        )
+    return _hand_out(folder, consortium, name, _enter(folder, consortium, name))
 
 
 def renew(folder: Path) -> None:

@@ -37,13 +37,15 @@ def run_changed(
     return app_run(grid, output, overrides)
 
 
-def edit(name: str, function: Callable[[np.ndarray], np.ndarray]) -> Callable[[list[Message]], list[Message]]:
-    """Return a change of one array of Hungary's training replies."""
+def edit(
+    name: str, function: Callable[[np.ndarray], np.ndarray], kind: str = "train"
+) -> Callable[[list[Message]], list[Message]]:
+    """Return a change of one array of Hungary's replies of a kind."""
 
     def change(replies: list[Message]) -> list[Message]:
         for reply in replies:
             arrays = reply.content.array_records["arrays"]
-            if site_of(reply) == "Hungary" and name in arrays and reply.metadata.message_type == "train":
+            if site_of(reply) == "Hungary" and name in arrays and reply.metadata.message_type == kind:
                 arrays[name] = Array(function(arrays[name].numpy().copy()))
         return replies
 
@@ -277,3 +279,8 @@ def test_signals_that_cannot_be_summed_leave_a_site_out_of_the_coefficients(tmp_
 
     folder = run_changed(tmp_path / "run", change, [*SHORT, "training.exchanges=2"])
     assert len(rounds(folder)) == 3
+
+
+def test_a_survey_that_no_records_have_is_refused_with_its_site(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"every connected site must be ready, Hungary is not: .*counts >= 0"):
+        run_changed(tmp_path / "out", edit("features/rest", np.negative, "query"))

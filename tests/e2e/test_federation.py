@@ -39,7 +39,7 @@ pytestmark = [
 ]
 SITES = ("Cleveland", "Hungary", "Switzerland", "VA Long Beach")
 OVERRIDES = ("rounds=1", "server.min_sites=4", "report.resamples=20", "secure.enabled=true")
-SECONDS = 60
+SECONDS = 120  # other tests run beside these
 
 
 def free_port() -> int:
@@ -163,7 +163,7 @@ def processes(*which: str) -> dict[int, str]:
     return {int(own): command for own, command in pairs}
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 def test_a_secure_run_whose_server_was_killed_goes_on_to_the_same_bits(
     federation: Federation, tmp_path: Path
 ) -> None:
@@ -173,7 +173,7 @@ def test_a_secure_run_whose_server_was_killed_goes_on_to_the_same_bits(
     command = fedfair("submit", str(HEART), "--federation", str(federation.folder), *changes, *output)
     arm = tmp_path / "out" / "seed-0" / "dual_mimo"
     with program(command, tmp_path, tmp_path / "submit.log") as submitted:
-        until('"round": 0', arm / "rounds.jsonl", 200)
+        until('"round": 0', arm / "rounds.jsonl", 2 * SECONDS)
         for process in serverapps(federation.centre.port):
             os.kill(process, signal.SIGKILL)
         # Flower takes a minute to notice; nobody has to wait for that.
@@ -191,26 +191,26 @@ def test_a_secure_run_whose_server_was_killed_goes_on_to_the_same_bits(
     assert {"run-started", "asked", "answered", "run-ended"} <= kinds
 
 
-@pytest.mark.timeout(500)
+@pytest.mark.timeout(600)
 def test_a_run_outlives_a_site_that_hangs_and_a_superlink_that_dies(
     federation: Federation, tmp_path: Path
 ) -> None:
-    changes = ["rounds=4", "server.min_sites=3", "server.round_timeout=20", "report.resamples=20"]
+    changes = ["rounds=4", "server.min_sites=3", "server.round_timeout=30", "report.resamples=20"]
     output = ["--output", str(tmp_path / "out")]
     command = fedfair("submit", str(HEART), "--federation", str(federation.folder), *output)
     command += [part for text in changes for part in ("--set", text)]
     rounds = tmp_path / "out" / "seed-0" / "dual_mimo" / "rounds.jsonl"
     with program(command, tmp_path, tmp_path / "submit.log") as submitted:
-        until('"round": 0', rounds, 200)
+        until('"round": 0', rounds, 2 * SECONDS)
         (node,) = children(federation.joined["Switzerland"])
         os.kill(node, signal.SIGSTOP)
         try:
-            until('"Switzerland": "no answer before', rounds, 120)
+            until('"Switzerland": "no answer before', rounds)
         finally:
             os.kill(node, signal.SIGCONT)
         (link,) = [own for own, text in children(federation.starter).items() if "flower-superlink" in text]
         os.kill(link, signal.SIGKILL)
-        assert submitted.wait(timeout=2 * SECONDS) == 1
+        assert submitted.wait(timeout=SECONDS) == 1
     assert "the SuperLink was started again" in (tmp_path / "submit.log").read_text()
     variables = {**environment(tmp_path), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = call([*command, "--resume"], tmp_path, variables)

@@ -11,9 +11,10 @@ import yaml
 from fedfair.errors import ConfigError, RunError
 from fedfair.federation import centre, units
 from fedfair.federation.bundle import open_bundle
-from fedfair.federation.centre import add_site, init, renew
+from fedfair.federation.centre import add_site, init, rekey, renew
 from fedfair.federation.certificates import check_chain, describe
 from fedfair.federation.consortium import load_consortium
+from fedfair.federation.consortium import slug as slug_of
 from fedfair.federation.keys import read_roster
 from tests.unit.federation.example import PLAIN, changed, written
 
@@ -205,6 +206,21 @@ def test_a_wrong_or_taken_name_changes_nothing(folder: Path, name: str, message:
     with pytest.raises(ConfigError, match=f"^{message}"):
         add_site(folder, name)
     assert contents(folder) == before
+
+
+def test_a_new_key_replaces_the_old_one_and_nothing_else(folder: Path, tmp_path: Path) -> None:
+    before, name = contents(folder), PLAIN["sites"][0]
+    bundle = rekey(folder, name)
+    after = contents(folder)
+    assert {file for file in after if after[file] != before.get(file)} == {
+        f"bundles/{bundle.name}",
+        f"centre/nodes/{slug_of(name)}.pub",
+    }
+    site = open_bundle(bundle, tmp_path)
+    assert (site / "node.pub").read_bytes() == after[f"centre/nodes/{slug_of(name)}.pub"]
+    assert (site / "node.pub").read_text().split()[1] in (site / "roster.txt").read_text()
+    with pytest.raises(ConfigError, match="`site` must be one of"):
+        rekey(folder, "Nowhere")
 
 
 def test_adding_after_a_crash_completes_it(

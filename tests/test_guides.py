@@ -112,7 +112,7 @@ class Reader:
     def press_ctrl_c(self) -> None:
         """Stop what was left running last; it ends well."""
         self.running[-1].send_signal(signal.SIGINT)
-        assert self.running[-1].wait(timeout=60) == 0
+        assert self.running[-1].wait(timeout=120) == 0
 
     def variables(self) -> dict[str, str]:
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
@@ -169,7 +169,7 @@ def take_part(reader: Reader) -> Reader:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 def test_a_centre_and_four_hospitals_that_follow_their_guides_train_a_model(
     centre: Reader, tmp_path: Path
 ) -> None:

@@ -86,7 +86,12 @@ class _Run:
         # Only a file of the site's own belongs to it alone.
         owner = policy.site if policy.data else None
         self.adapter = open_dataset(
-            config.data.name, policy.path(config), config.data.options, config.seed, owner
+            config.data.name,
+            policy.path(config),
+            config.data.options,
+            config.seed,
+            owner,
+            config.data.partition,
         )
         policy.check_schema(self.adapter.schema)
         self.bench = Workbench(config, self.adapter.schema)

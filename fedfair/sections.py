@@ -30,7 +30,8 @@ class DataConfig:
     `synthetic` says that a table or an adapter of your own holds made-up records, so that the report
     says it too. `split` stratified keeps the strata's shares; hashed decides each record by itself,
     as privacy needs (null: hashed under privacy). `ranges` gives [low, high] of numeric columns as
-    public knowledge; they then standardise by it, and by nothing that the records tell.
+    public knowledge; they then standardise by it, and by nothing that the records tell. `partition`
+    deals the records out to virtual sites.
     """
 
     name: str = "heart"
@@ -42,6 +43,7 @@ class DataConfig:
     split: str | None = None
     ranges: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
+    partition: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check the ranges."""

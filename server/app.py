@@ -46,7 +46,13 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def _run(grid: Grid, context: Context, config: Config, folder: RunFolder) -> None:
-    adapter = open_dataset(config.data.name, config.data.path, config.data.options, config.seed)
+    adapter = open_dataset(
+        config.data.name,
+        config.data.path,
+        config.data.options,
+        config.seed,
+        partition=config.data.partition,
+    )
     schema = adapter.schema
     bench = Workbench(config, schema)
     coordinator = Coordinator(config, schema, bench.vectors(), server_ledger(config))

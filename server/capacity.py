@@ -14,7 +14,7 @@ from fedfair.errors import RunError
 # In messages: Flower takes an answer apart and puts it together again, one answer at a time.
 _TAKEN_APART = 3.0
 # In bytes held: all messages of a round lie in the SuperLink until they are fetched.
-_KEPT = 1.7
+_KEPT = 2.0
 _MEMORY = Path("/proc/meminfo")
 
 

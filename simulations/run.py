@@ -69,7 +69,13 @@ def run_experiment(request: Request) -> bool:
     if request.engine == FEDERATION:
         # Each site has a path of its own.
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=None))
-    adapter = open_dataset(config.data.name, config.data.path, config.data.options, config.seed)
+    adapter = open_dataset(
+        config.data.name,
+        config.data.path,
+        config.data.options,
+        config.seed,
+        partition=config.data.partition,
+    )
     if request.engine != FEDERATION:
         check_sites(adapter)
     arms = list(dict.fromkeys([config.report.baseline] * request.with_baseline + [config.method.name]))

@@ -63,7 +63,9 @@ def run_sweep(request: SweepRequest) -> Outcome:
     """
     sweep = read_sweep(request.config, request.seeds)
     base = _base(sweep, request)
-    adapter = open_dataset(base.data.name, base.data.path, base.data.options, base.seed)
+    adapter = open_dataset(
+        base.data.name, base.data.path, base.data.options, base.seed, partition=base.data.partition
+    )
     check_sites(adapter)
     found = sweep.settings(base)
     bench = Workbench(base, adapter.schema)

@@ -127,7 +127,13 @@ def _privacy(options: argparse.Namespace) -> int:
     if not config.privacy.on:
         raise ConfigError("`privacy.mode` must be sample or site, got 'off'; nothing is promised")
     config = resolve(config)
-    adapter = open_dataset(config.data.name, config.data.path, config.data.options, config.seed)
+    adapter = open_dataset(
+        config.data.name,
+        config.data.path,
+        config.data.options,
+        config.seed,
+        partition=config.data.partition,
+    )
     coordinator = Coordinator(config, adapter.schema, Workbench(config, adapter.schema).vectors())
     sys.stdout.write(outlook(config, len(adapter.schema.sites), coordinator.values) + "\n")
     return 0

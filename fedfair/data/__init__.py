@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 from fedfair.data.heart import heart, heart_spec
 from fedfair.data.own_table import SITE_FILE, OwnTable
+from fedfair.data.partition import Partition, Partitioned
 from fedfair.data.schema import DataAdapter, Schema, SiteRecords
 from fedfair.data.spec import TableSpec
 from fedfair.data.synthetic import SyntheticAdapter
@@ -36,7 +37,12 @@ _BUILT_IN = ("heart", "csv", "synthetic")
 
 
 def open_dataset(
-    name: str, path: str | None, options: Options, seed: int, owner: str | None = None
+    name: str,
+    path: str | None,
+    options: Options,
+    seed: int,
+    owner: str | None = None,
+    partition: Options | None = None,
 ) -> DataAdapter:
     """Return the adapter of a data set.
 
@@ -56,6 +62,8 @@ def open_dataset(
     owner : str | None
         The site whose own file `path` is: all its rows are that site's. It is read at the first
         `load`; a file of several sites is read here.
+    partition : Mapping[str, object] | None
+        Deals the records out to virtual sites, see `Partition`; not with an owner.
 
     Raises
     ------
@@ -64,6 +72,17 @@ def open_dataset(
     DataError
         If the data cannot be read.
     """
+    adapter = _open(name, path, options, seed, owner)
+    if not partition:
+        return adapter
+    if owner is not None:
+        raise ConfigError(
+            "`data.partition` must be left out where a site has its own records: it is for simulations"
+        )
+    return Partitioned(adapter, Partition.from_options(partition), seed)
+
+
+def _open(name: str, path: str | None, options: Options, seed: int, owner: str | None) -> DataAdapter:
     if ":" in name:
         return _own(name, path, options, seed)
     if name not in _BUILT_IN:

@@ -23,7 +23,7 @@ def test_what_fits_passes_and_a_byte_more_is_refused(tmp_path: Path, monkeypatch
     require_room(demand, tmp_path)
     told.write_text(f"MemAvailable: {needed // 1024 - 1} kB\n")
     with pytest.raises(
-        RunError, match=r"the centre must have 23 GB of memory free .*4 sites.*2 GB, got 23 GB"
+        RunError, match=r"the centre must have 26 GB of memory free .*4 sites.*2 GB, got 26 GB"
     ):
         require_room(demand, tmp_path)
 

@@ -32,8 +32,8 @@ Array = NDArray[np.float64]
 EXACT = Variance(0.0, 0.0)
 
 
-def marginal(signals: Signals, cells: tuple[int, ...], axis: int) -> Signals:
-    """Return the signals by the attribute at `axis`, summed over all other attributes.
+def marginal(signals: Signals, cells: tuple[int, ...], axis: int | tuple[int, ...]) -> Signals:
+    """Return the signals by the attribute at `axis`, or by several crossed, summed over all others.
 
     The variance of released signals adds up with the cells.
 
@@ -43,34 +43,40 @@ def marginal(signals: Signals, cells: tuple[int, ...], axis: int) -> Signals:
         With G = the product of `cells`.
     cells : tuple[int, ...]
         Number of groups of each attribute.
-    axis : int
-        Which attribute to keep, in ``0 .. len(cells) - 1``.
+    axis : int | tuple[int, ...]
+        Which attribute to keep, in ``0 .. len(cells) - 1``; of several, the last one's groups vary fastest.
 
     Raises
     ------
     ShapeError
         If G is not the product of `cells` or there is no such axis.
     """
-    if math.prod(cells) != signals.num_groups or not 0 <= axis < len(cells):
+    kept = (axis,) if isinstance(axis, int) else axis
+    if math.prod(cells) != signals.num_groups or not set(kept) <= set(range(len(cells))):
         raise ShapeError(
             f"`cells` must multiply to {signals.num_groups} groups and have an axis {axis}, got {cells}"
         )
-    others = tuple(1 + i for i in range(len(cells)) if i != axis)
-
-    def keep(array: Array) -> Array:
-        return np.asarray(array.reshape(array.shape[0], *cells, *array.shape[2:]).sum(others))
-
     variance = signals.variance
     if variance is not None:
-        summed = signals.num_groups // cells[axis]
+        summed = signals.num_groups // math.prod(cells[i] for i in kept)
         variance = Variance(summed * variance.histograms, summed * variance.losses, variance.head_gradients)
     return Signals(
-        keep(signals.counts),
-        keep(signals.losses),
-        keep(signals.histograms),
+        kept_groups(signals.counts, cells, kept),
+        kept_groups(signals.losses, cells, kept),
+        kept_groups(signals.histograms, cells, kept),
         signals.head_gradients,
         variance,
     )
+
+
+def kept_groups(array: Array, cells: tuple[int, ...], kept: Sequence[int]) -> Array:
+    """Return [N, groups, ...] by the attributes at `kept` from [N, cells, ...], summed over the others."""
+    others = tuple(1 + i for i in range(len(cells)) if i not in kept)
+    # Where each attribute stands among those that are left.
+    places = [1 + sorted(kept).index(i) for i in kept]
+    summed = array.reshape(array.shape[0], *cells, *array.shape[2:]).sum(others)
+    ordered = np.moveaxis(summed, places, range(1, len(kept) + 1))
+    return np.asarray(ordered.reshape(array.shape[0], -1, *array.shape[2:]))
 
 
 def summary(overall: Array, by_group: Array, rates: metrics.Rates) -> dict[str, Array]:
@@ -193,8 +199,10 @@ def _named(names: Sequence[str], values: Sequence[float]) -> dict[str, float | i
     return {name: json_safe(value) for name, value in zip(names, values, strict=True)}
 
 
-def assess(signals: Signals, cells: tuple[int, ...], axis: int, min_count: float = 1) -> MetricTable:
-    """Return the metrics of a model by one attribute.
+def assess(
+    signals: Signals, cells: tuple[int, ...], axis: int | tuple[int, ...], min_count: float = 1
+) -> MetricTable:
+    """Return the metrics of a model by one attribute, or by several crossed.
 
     Parameters
     ----------

@@ -142,7 +142,7 @@ def deviation_interval(point: float, deviations: Array, level: float = 0.95) -> 
 def metric_intervals(
     signals: Signals,
     cells: tuple[int, ...],
-    axis: int,
+    axis: int | tuple[int, ...],
     resamples: int,
     generator: np.random.Generator,
     min_count: float = 1,

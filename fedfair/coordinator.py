@@ -18,9 +18,10 @@ from fedfair.aggregation import check_update, combine
 from fedfair.coefficients import Coefficients, LossTerms
 from fedfair.config import Config
 from fedfair.data.checks import check_coverage
+from fedfair.data.crossing import axes, group_names
 from fedfair.data.encode import FeatureSums, add_feature_sums, moments, public_moments
 from fedfair.data.schema import Schema
-from fedfair.errors import ConfigError, DataError, RoundRefused, RunError, nearest
+from fedfair.errors import ConfigError, DataError, RoundRefused, RunError
 from fedfair.local import SiteUpdate
 from fedfair.modulation import Modulation
 from fedfair.paths import Path
@@ -81,11 +82,7 @@ class Coordinator:
     def __init__(
         self, config: Config, schema: Schema, model: Mapping[str, Vector], ledger: Ledger | None = None
     ) -> None:
-        if config.data.attribute not in schema.attributes:
-            raise ConfigError(
-                f"`data.attribute` must be one of {list(schema.attributes)}, got {config.data.attribute!r}"
-                f"{nearest(config.data.attribute, schema.attributes)}"
-            )
+        axes(schema.attributes, config.data.attribute, "data.attribute")  # refuses an unknown one
         if config.server.min_sites > len(schema.sites):
             raise ConfigError(
                 f"`server.min_sites` must be at most {len(schema.sites)}, the sites of the data, "
@@ -259,7 +256,7 @@ class Coordinator:
 
     @property
     def _groups(self) -> tuple[str, ...]:
-        return self.schema.attributes[self.config.data.attribute]
+        return group_names(self.schema.attributes, self.config.data.attribute)
 
     def _check_groups(self, train: Signals | None) -> None:
         """Refuse a round in which a group has too few records to be heard."""

@@ -18,6 +18,7 @@ from fedfair.checkpoint import CheckpointStore
 from fedfair.checkpoint import Made as Made  # noqa: PLC0414, part of a record: the apps take it from here
 from fedfair.coefficients import Coefficients
 from fedfair.config import Config
+from fedfair.data.crossing import axes, group_names
 from fedfair.data.schema import Schema
 from fedfair.files import append_line, atomic_file, write_atomically
 from fedfair.plain import to_plain
@@ -88,14 +89,14 @@ def metric_record(
     pooled, by_site : Signals, Mapping[str, Signals]
         By product cell, of all sites together and of each.
     attributes, attribute
-        Group names in the order of the product cells, and by which one.
+        Group names in the order of the product cells, and by which attribute or crossing.
     modalities, min_count
         Names, and records of a class below which an AUC is not estimable.
     """
     cells = tuple(len(groups) for groups in attributes.values())
-    table = assess(pooled, cells, list(attributes).index(attribute), min_count)
+    table = assess(pooled, cells, axes(attributes, attribute), min_count)
     aucs = {site: json_safe(_fused_auc(signals, min_count)) for site, signals in by_site.items()}
-    return {**table.to_dict(modalities, attributes[attribute]), "site_auc": aucs}
+    return {**table.to_dict(modalities, group_names(attributes, attribute)), "site_auc": aucs}
 
 
 def _fused_auc(signals: Signals, min_count: float) -> float:

@@ -18,6 +18,7 @@ from fedfair.batch import MultimodalBatch
 from fedfair.blocks import ParameterBlocks
 from fedfair.config import Config
 from fedfair.data import DataAdapter
+from fedfair.data.crossing import group_names, memberships
 from fedfair.data.encode import (
     cells,
     feature_sums,
@@ -195,7 +196,7 @@ class Site:
         train, test, chosen = self._train_records, self._test_records, self._round_records
         tests = encoded(test, cells(test, self.schema))
         return Batches(
-            encoded(train, train.attributes[self.config.data.attribute]),
+            encoded(train, memberships(train, self.schema.attributes, self.config.data.attribute)),
             tests if chosen is test else encoded(chosen, cells(chosen, self.schema)),
             tests,
         )
@@ -212,7 +213,7 @@ class Site:
         return measure(
             bench.model,
             batch,
-            len(self.schema.attributes[self.config.data.attribute]),
+            len(group_names(self.schema.attributes, self.config.data.attribute)),
             self.config.train_bins,
             self.config.training.chunk_size,
             self.config.method.needs_head_gradients,

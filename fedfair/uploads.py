@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from fedfair.budget import releases_statistics
 from fedfair.config import Config
+from fedfair.data.crossing import group_names
 from fedfair.data.encode import num_cells
 from fedfair.data.schema import Schema, TableModality
 from fedfair.errors import InconsistentUpdates
@@ -117,7 +118,7 @@ class Uploads:
         yield from self._measured(number)
 
     def _rows(self, live: bool, terms: bool) -> Iterator[Field]:
-        groups = len(self._schema.attributes[self._config.data.attribute])
+        groups = len(group_names(self._schema.attributes, self._config.data.attribute))
         plan, modalities = row_plan(self._config, self._schema), tuple(self._schema.modalities)
         for path in plan.paths(modalities, live, terms):
             shape = (groups if path.grouped else 1, self._lengths[path.block])
@@ -139,7 +140,9 @@ class Uploads:
         noisy = config.privacy.mode == "sample" and (training or config.privacy.evaluation == "released")
         shapes = signal_shapes(
             len(self._schema.modalities) + 1,
-            len(self._schema.attributes[config.data.attribute]) if training else num_cells(self._schema),
+            len(group_names(self._schema.attributes, config.data.attribute))
+            if training
+            else num_cells(self._schema),
             len(self._schema.classes),
             config.train_bins if training else config.test_bins,
             self._width if training and config.method.needs_head_gradients else None,

@@ -19,6 +19,7 @@ from rich.progress import track
 from fedfair.config import Config, load
 from fedfair.coordinator import Coordinator
 from fedfair.data import DataAdapter, open_dataset
+from fedfair.data.crossing import group_names
 from fedfair.errors import ConfigError, RunError
 from fedfair.plain import first_difference
 from fedfair.provenance import source_digest, versions
@@ -117,7 +118,7 @@ def _describe(
         "sweep": {**plain, "epsilons": [f"{float(value):g}" for value in sweep.epsilons]},
         "config": base.to_dict(),
         "seeds": [base.seed + k for k in range(sweep.seeds)],
-        "groups": list(schema.attributes[base.data.attribute]),
+        "groups": list(group_names(schema.attributes, base.data.attribute)),
         "arms": {name: ARMS[name].meaning for name in dict.fromkeys(sweep.arms)},
         "pairs": PAIRS,
         "reference": REFERENCE,

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from fedfair.aggregation import pool
 from fedfair.budget import charges, releases_statistics
 from fedfair.config import Config
+from fedfair.data.crossing import group_names
 from fedfair.data.schema import Schema
 from fedfair.errors import PrivacyError
 from fedfair.local import SiteUpdate
@@ -97,7 +98,7 @@ def _all_sites(
     privacy, modalities = config.privacy, tuple(schema.modalities)
     seed = privacy.noise_seed
     noise = Noise.from_os() if seed is None else Noise.fixed(seed, config.seed, "server", number)
-    groups = len(schema.attributes[config.data.attribute])
+    groups = len(group_names(schema.attributes, config.data.attribute))
     shapes = {p.key: (groups if p.grouped else 1, lengths[p.block]) for p in paths}
     clip, sigma = float(privacy.clipping_norm or 0.0), training_event(privacy).noise_multiplier
     rows = noised_sum(updates, shapes, paths, modalities, clip, sigma, noise)

@@ -20,6 +20,7 @@ from fedfair.budget import charges, releases_statistics, round_events, unit
 from fedfair.coefficients import Coefficients
 from fedfair.config import Config
 from fedfair.data import DataAdapter
+from fedfair.data.crossing import group_names
 from fedfair.data.encode import num_cells, public_moments
 from fedfair.device import dropout_seeded
 from fedfair.errors import PrivacyError
@@ -173,7 +174,7 @@ class PrivateSite(Site):
 
     @property
     def _num_groups(self) -> int:
-        return len(self.schema.attributes[self.config.data.attribute])
+        return len(group_names(self.schema.attributes, self.config.data.attribute))
 
     def _noise(self, number: int, purpose: str) -> Noise:
         seed = self.config.privacy.noise_seed

@@ -145,7 +145,7 @@ def coefficients(experiment: Experiment, arm: str) -> str | None:
     rounds, values = mean_coefficients(experiment, arm)
     if not rounds.size or np.allclose(values, 1.0):
         return None
-    labels, groups = _block_labels(experiment), experiment.attributes[experiment.attribute]
+    labels, groups = _block_labels(experiment), experiment.groups
     figure = Figure(figsize=(8.8, 1.1 + 0.2 * len(values)), layout="constrained")
     axes = figure.subplots()
     axes.grid(visible=False)

@@ -71,7 +71,7 @@ def _context(experiment: Experiment) -> dict[str, Any]:
         "x": experiment,
         "style": STYLE,
         "binary": len(experiment.schema["classes"]) == 2,
-        "groups": experiment.attributes[experiment.attribute],
+        "groups": experiment.groups,
         "seed_counts": seed_counts,
         "many": max(seed_counts) > 1,
         "totals": _totals(experiment, patients),

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from fedfair.data.crossing import group_names
 from fedfair.errors import RunError
 from fedfair.report._evaluation import Evaluation, load_evaluation, metrics_of
 from fedfair.uploads import ALL
@@ -94,6 +95,11 @@ class Experiment:
         """Group names of each attribute, in the order of the product cells."""
         attributes: Mapping[str, Sequence[str]] = self.schema["attributes"]
         return attributes
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Groups of the modulated attribute or crossing."""
+        return group_names(self.attributes, self.attribute)
 
     @property
     def cells(self) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from fedfair.bootstrap import Interval, metric_intervals
+from fedfair.data.crossing import axes
 from fedfair.report._load import Experiment, Record
 from fedfair.seeding import numpy_generator
 from fedfair.signals import Signals
@@ -132,14 +133,14 @@ def resampled(experiment: Experiment, signals: Signals, attribute: str, *labels:
     signals : Signals
         By product cell, of all sites or of one.
     attribute : str
-        The attribute.
+        The attribute or crossing.
     *labels : str
         What the signals are of; each place draws its own resamples.
     """
     return metric_intervals(
         signals,
         experiment.cells,
-        list(experiment.attributes).index(attribute),
+        axes(experiment.attributes, attribute),
         experiment.resamples,
         numpy_generator(experiment.shown_seed, "report", attribute, *labels),
         experiment.min_count,

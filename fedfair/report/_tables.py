@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from fedfair.assessment import GroupMetrics, assess
+from fedfair.assessment import GroupMetrics, assess, kept_groups
+from fedfair.data.crossing import axes, group_names, pairs
 from fedfair.metrics import within_site_auc
 from fedfair.report._evaluation import Evaluation
 from fedfair.report._load import Experiment
@@ -82,22 +83,26 @@ class CoverageRow:
 
 
 def group_tables(experiment: Experiment) -> list[GroupTable]:
-    """Return a table per attribute, of the shown seed, with bootstrap intervals of the AUC."""
+    """Return a table per attribute and pair of them, of the shown seed, with intervals of the AUC."""
+    wanted = [*experiment.attributes, *pairs(experiment.attributes)]
+    if experiment.attribute not in wanted:
+        wanted.append(experiment.attribute)  # a crossing in another order, or of more than two
     return [
         GroupTable(
             attribute,
             attribute == experiment.attribute,
-            _group_rows(experiment, axis, attribute, groups) if experiment.evaluations else [],
+            _group_rows(experiment, attribute) if experiment.evaluations else [],
         )
-        for axis, (attribute, groups) in enumerate(experiment.attributes.items())
+        for attribute in wanted
     ]
 
 
-def _group_rows(experiment: Experiment, axis: int, attribute: str, groups: Sequence[str]) -> list[GroupRow]:
+def _group_rows(experiment: Experiment, attribute: str) -> list[GroupRow]:
     columns = {
-        arm: _group_column(experiment, axis, attribute, arm, evaluation)
+        arm: _group_column(experiment, attribute, arm, evaluation)
         for arm, evaluation in experiment.evaluations.items()
     }
+    groups = group_names(experiment.attributes, attribute)
     some = next(iter(columns.values()))
     return [
         GroupRow(name, _whole(own.counts), own.count_sd, [cells[g] for cells in columns.values()])
@@ -106,9 +111,10 @@ def _group_rows(experiment: Experiment, axis: int, attribute: str, groups: Seque
 
 
 def _group_column(
-    experiment: Experiment, axis: int, attribute: str, arm: str, evaluation: Evaluation
+    experiment: Experiment, attribute: str, arm: str, evaluation: Evaluation
 ) -> list[GroupCell]:
-    table = assess(evaluation.pooled, experiment.cells, axis, experiment.min_count)
+    kept = axes(experiment.attributes, attribute)
+    table = assess(evaluation.pooled, experiment.cells, kept, experiment.min_count)
     intervals = resampled(experiment, evaluation.pooled, attribute, arm)
     found = [(group, intervals[f"group_auc/{g}"]) for g, group in enumerate(table.groups)]
     return [GroupCell(arm, Estimate(group.auc, i.low, i.high, 1, group.auc_sd), group) for group, i in found]
@@ -207,10 +213,7 @@ def patient_rows(experiment: Experiment) -> list[PatientRow]:
 
 def _by_group(experiment: Experiment, counts: Array) -> Array:
     """Return [K, G, C] by modulated attribute from [K, cells, C]."""
-    axis = 1 + list(experiment.attributes).index(experiment.attribute)
-    cells = counts.reshape(len(counts), *experiment.cells, counts.shape[-1])
-    others = tuple(i for i in range(1, cells.ndim - 1) if i != axis)
-    return np.asarray(cells.sum(others))
+    return kept_groups(counts, experiment.cells, axes(experiment.attributes, experiment.attribute))
 
 
 def coverage_rows(experiment: Experiment) -> list[CoverageRow]:

@@ -128,7 +128,8 @@ def load_plan() -> Experiment:
 def test_group_table_is_that_of_the_assessment(folder: Path) -> None:
     experiment = load(folder)
     tables = group_tables(experiment)
-    assert [(table.attribute, table.modulated) for table in tables] == [("sex", True), ("age", False)]
+    named = [(table.attribute, table.modulated) for table in tables]
+    assert named == [("sex", True), ("age", False), ("sex*age", False)]
     with np.load(folder / "seed-0" / "dual_mimo" / "evaluation.npz") as stored:
         pooled = Signals(*(stored[name].sum(0) for name in ("counts", "losses", "histograms")))
     expected = assess(pooled, (2, 3), 1, 10)
@@ -137,6 +138,9 @@ def test_group_table_is_that_of_the_assessment(folder: Path) -> None:
         assert [cell.arm for cell in row.arms] == ["fedavg", "dual_mimo"]
         assert row.arms[1].metrics == group
         assert row.arms[1].auc.low < group.auc <= row.arms[1].auc.high
+    both = assess(pooled, (2, 3), (0, 1), 10).groups
+    assert [tuple(row.counts) for row in tables[2].rows] == [group.counts for group in both]
+    assert tables[2].rows[1].name == "female & 50 to 59"
 
 
 def test_patients_and_coverage_are_counted(folder: Path) -> None:

@@ -41,7 +41,9 @@ def exchanged(
         If Flower refuses the messages.
     """
     messages = [
-        Message(content, dst_node_id=node, message_type=kind, group_id=str(group), ttl=timeout)
+        Message(
+            RecordDict({**content}), dst_node_id=node, message_type=kind, group_id=str(group), ttl=timeout
+        )
         for node, (kind, content) in sent.items()
     ]
     numbers = list(grid.push_messages(messages))
@@ -50,10 +52,10 @@ def exchanged(
             f"the message of round {group} must reach Flower's SuperLink, it refused it as too large; "
             "see `docs/deployment.md` for what fits"
         )
-    # They are on their way: while answers come, the model need not lie here a second time.
+    # Some grids keep the messages. Where they are on their way, the model need not lie here a second time.
+    del messages
     for _, content in sent.values():
-        for record in content.array_records.values():
-            record.clear()
+        content.pop("arrays", None)
     # A message that Flower could not pass on has no number.
     yield from ((node, GONE) for number, node in zip(numbers, sent, strict=True) if not number)
     pending = {number: node for number, node in zip(numbers, sent, strict=True) if number}

@@ -18,7 +18,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from types import TracebackType
 from typing import Self
 
-from flwr.app import ArrayRecord, Context, Error, Message, Metadata, RecordDict
+from flwr.app import Context, Error, Message, Metadata, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
@@ -142,11 +142,7 @@ class InProcessGrid(Grid):
             ttl=old.ttl,
             message_type=old.message_type,
         )
-        # The sender may change its records; that a message's arrays are another's does no harm.
-        content = RecordDict({**message.content})
-        for name, record in message.content.array_records.items():
-            content[name] = ArrayRecord({**record})
-        return Message(content=content, metadata=metadata)  # type: ignore[call-overload,no-any-return]
+        return Message(content=message.content, metadata=metadata)  # type: ignore[call-overload,no-any-return]
 
     def create_message(
         self,

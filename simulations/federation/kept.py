@@ -69,6 +69,11 @@ class Kept:
         self._copier = threading.Thread(target=_copy, args=(self._process.stdout, self.log), daemon=True)
         self._copier.start()
 
+    @property
+    def pid(self) -> int | None:
+        """Of the program; None before its start and after its stop."""
+        return None if self._process is None else self._process.pid
+
     def ended(self) -> bool:
         """Return whether it has ended by itself."""
         return self._process is not None and self._process.poll() is not None

@@ -17,6 +17,7 @@ from fedfair.federation.certificates import describe
 from fedfair.federation.proxy import nginx_command
 from simulations.federation.control import Centre
 from simulations.federation.kept import Kept
+from simulations.federation.orphans import Orphans
 from simulations.federation.roster import Roster
 from simulations.programs import listens
 
@@ -56,20 +57,22 @@ def start(folder: Path, say: Say, *, proxy: bool = True) -> int:
     _check_dates(centre, say)
     programs = [_superlink(centre), *([_proxy(centre)] if proxy else [])]
     centre.prepare()
+    orphans = Orphans()
     with _only_one(centre), _asked_to_stop() as stopped:
         for program in programs:
             _require_free(program)
         try:
-            _run(centre, programs, say, stopped)
+            _run(centre, programs, say, stopped, orphans)
         finally:
             # The proxy first, so that the SuperLink gets no new requests.
             for program in reversed(programs):
                 program.stop()
+            orphans.end()
         say("stopped")
     return 0
 
 
-def _run(centre: Centre, programs: list[Kept], say: Say, stopped: threading.Event) -> None:
+def _run(centre: Centre, programs: list[Kept], say: Say, stopped: threading.Event, orphans: Orphans) -> None:
     for program in programs:
         program.start()
         _await(program, stopped)
@@ -81,6 +84,8 @@ def _run(centre: Centre, programs: list[Kept], say: Say, stopped: threading.Even
     say("Ctrl-C stops all")
     roster, due = None, 0.0
     while not stopped.wait(0.5):
+        if any(program.ended() for program in programs):
+            orphans.end([program.pid for program in programs])
         started = [program.tend(say) for program in programs]
         if any(started):
             roster = None  # a SuperLink that was started again has forgotten all keys

@@ -150,6 +150,12 @@ def serverapps(port: int) -> list[int]:
     ]
 
 
+def superexecs(port: int) -> set[int]:
+    """Return the programs that start the runs of the SuperLink on this port."""
+    commands = processes("-e").items()
+    return {own for own, text in commands if "flower-superexec" in text and f"127.0.0.1:{port}" in text}
+
+
 def children(parent: subprocess.Popen[bytes]) -> dict[int, str]:
     """Return the processes that another one has started, with their commands."""
     return processes("--ppid", str(parent.pid))
@@ -300,6 +306,7 @@ class TestRunning:
         assert node not in federation.centre.nodes()
 
     def test_programs_that_die_are_started_again_and_sites_come_back(self, federation: Federation) -> None:
+        starter_of_runs = superexecs(federation.centre.port)
         for child, command in children(federation.starter).items():
             if "flower-superlink" in command or "nginx" in command:
                 os.kill(child, signal.SIGKILL)
@@ -313,6 +320,8 @@ class TestRunning:
                     break
             assert time.monotonic() < end
             time.sleep(1)
+        # What the dead SuperLink left behind would start runs of the new one a second time.
+        assert not starter_of_runs & superexecs(federation.centre.port)
 
     def test_sigterm_stops_all_in_order(self, federation: Federation) -> None:
         federation.starter.send_signal(signal.SIGTERM)
@@ -321,3 +330,4 @@ class TestRunning:
         for port in (federation.centre.port, federation.centre.consortium.centre.port):
             with socket.socket() as probe:
                 assert probe.connect_ex(("127.0.0.1", port)) != 0
+        assert not superexecs(federation.centre.port)

@@ -192,7 +192,12 @@ def _check_private(config: Config) -> None:
     """Refuse what would make a release depend on more than one record's bounded part."""
     mode, training, least = config.privacy.mode, config.training, config.server.min_group_records
     for condition, key, wanted, value in (
-        (config.split == "hashed", "data.split", "hashed: strata depend on all records", config.split),
+        (
+            config.split != "stratified",
+            "data.split",
+            "hashed (or given): strata depend on all records",
+            config.split,
+        ),
         (training.exchanges == 1, "training.exchanges", "1: coefficients rest between releases", 2),
         (training.mode != "gradient", "training.mode", "update or weights", training.mode),
         (not training.split_rows, "training.split_rows", "false: a record is clipped once", True),

@@ -11,7 +11,7 @@ from fedfair.local import LocalTraining
 from fedfair.modulation import METHODS
 
 MODES = ("gradient", "update", "weights")
-SPLITS = ("stratified", "hashed")
+SPLITS = ("stratified", "hashed", "given")
 
 MONITORED = {
     **dict.fromkeys(("auc", "es_auc", "worst_group_auc", "accuracy"), "max"),
@@ -29,9 +29,9 @@ class DataConfig:
     are measured on them, so that a model can be chosen without looking at the test records.
     `synthetic` says that a table or an adapter of your own holds made-up records, so that the report
     says it too. `split` stratified keeps the strata's shares; hashed decides each record by itself,
-    as privacy needs (null: hashed under privacy). `ranges` gives [low, high] of numeric columns as
-    public knowledge; they then standardise by it, and by nothing that the records tell. `partition`
-    deals the records out to virtual sites.
+    as privacy needs (null: hashed under privacy); given takes the data set's own. `ranges` gives [low,
+    high] of numeric columns as public knowledge; they then standardise by it, and by nothing that the
+    records tell. `partition` deals the records out to virtual sites.
     """
 
     name: str = "heart"

@@ -27,7 +27,7 @@ from fedfair.data.encode import (
     to_batch,
 )
 from fedfair.data.schema import Schema, SiteRecords
-from fedfair.data.split import Split, hashed_split, split_sides, train_test_split
+from fedfair.data.split import Sides, Split, given_sides, hashed_split, split_sides, train_test_split
 from fedfair.device import choose_device, dropout_seeded
 from fedfair.errors import DataError
 from fedfair.local import SiteUpdate, train
@@ -104,9 +104,7 @@ class Site:
     def __init__(self, name: str, config: Config, adapter: DataAdapter) -> None:
         self.name, self.config, self.schema = name, config, adapter.schema
         records = adapter.load(name)
-        split: Split = hashed_split if config.split == "hashed" else train_test_split
-        fractions = config.data.test_fraction, config.data.validation_fraction
-        sides = split_sides(split, records, *fractions, config.seed, name)
+        sides = _sides(records, config, name)
         # Under privacy even this would tell of the records, and noise alone is an honest answer.
         if len(sides.train) == 0 and not config.privacy.on:
             raise DataError(f"site {name} must have a training record, got none")
@@ -246,3 +244,12 @@ class Site:
         flat = cells(records, self.schema) * shape[1] + records.labels
         counts = [np.bincount(flat[head], minlength=shape[0] * shape[1]).reshape(shape) for head in heads]
         return np.stack(counts).astype(np.float64)
+
+
+def _sides(records: SiteRecords, config: Config, name: str) -> Sides:
+    """Return what each record is for."""
+    if config.split == "given":
+        return given_sides(records, name, config.data.validation_fraction > 0)
+    split: Split = hashed_split if config.split == "hashed" else train_test_split
+    fractions = config.data.test_fraction, config.data.validation_fraction
+    return split_sides(split, records, *fractions, config.seed, name)

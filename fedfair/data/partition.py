@@ -187,11 +187,12 @@ def pooled(parts: Sequence[SiteRecords]) -> SiteRecords:
     """
     if not parts:
         raise DataError("`parts` must hold the records of a site, got none")
-    first = parts[0]
+    first, sides = parts[0], [part.sides for part in parts if part.sides is not None]
     return SiteRecords(
         {name: np.concatenate([part.modalities[name] for part in parts]) for name in first.modalities},
         np.concatenate([part.labels for part in parts]),
         {name: np.concatenate([part.attributes[name] for part in parts]) for name in first.attributes},
+        np.concatenate(sides) if len(sides) == len(parts) else None,
     )
 
 

@@ -90,6 +90,9 @@ class TextModality:
         return (self.length,)
 
 
+TRAIN, VALIDATION, TEST = 0, 1, 2
+"""What a record is for."""
+
 Modality = TableModality | ArrayModality | VolumeModality | TextModality
 
 
@@ -143,11 +146,14 @@ class SiteRecords:
         [n] in ``0 .. C-1``.
     attributes : Mapping[str, NDArray[np.int64]]
         [n] per attribute, ``0 .. G-1``.
+    sides : NDArray[np.int8] | None
+        [n], `TRAIN`, `VALIDATION` or `TEST`, where the data set itself says what each record is for.
     """
 
     modalities: Mapping[str, NDArray[np.float32]]
     labels: NDArray[np.int64]
     attributes: Mapping[str, NDArray[np.int64]]
+    sides: NDArray[np.int8] | None = None
 
     def __len__(self) -> int:
         """Return n."""
@@ -159,6 +165,7 @@ class SiteRecords:
             {name: raw[index] for name, raw in self.modalities.items()},
             self.labels[index],
             {name: groups[index] for name, groups in self.attributes.items()},
+            None if self.sides is None else self.sides[index],
         )
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fedfair.data.schema import SiteRecords
+from fedfair.data.schema import TEST, TRAIN, VALIDATION, SiteRecords
 from fedfair.errors import DataError
 from fedfair.seeding import numpy_generator
 
@@ -52,6 +52,37 @@ def split_sides(
         return Sides(rest, rest[:0], test)
     train, validation = split(records.select(rest), validation_fraction, seed, site, "validation")
     return Sides(rest[train], rest[validation], test)
+
+
+def given_sides(records: SiteRecords, site: str, validates: bool) -> Sides:
+    """Return the sides that the data set itself names.
+
+    Parameters
+    ----------
+    records : SiteRecords
+        The site's.
+    site : str
+        Its name, for the message.
+    validates : bool
+        Whether validation records are wanted; else they are left out: nobody trains or tests on them.
+
+    Raises
+    ------
+    DataError
+        If the data set names no sides, or no record is for validation and some are wanted.
+    """
+    if records.sides is None:
+        raise DataError(
+            "`data.split` must be stratified or hashed for data that do not say what their records are for, "
+            "got given"
+        )
+    train, validation, test = (np.flatnonzero(records.sides == side) for side in (TRAIN, VALIDATION, TEST))
+    if validates and len(validation) == 0:
+        raise DataError(
+            f"site {site} must have validation records for `data.validation_fraction` above 0 with "
+            "`data.split: given`, got none"
+        )
+    return Sides(train, validation if validates else validation[:0], test)
 
 
 def train_test_split(

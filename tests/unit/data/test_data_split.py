@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedfair.data import SiteRecords
-from fedfair.data.split import Split, hashed_split, split_sides, train_test_split
+from fedfair.data.split import Split, given_sides, hashed_split, split_sides, train_test_split
 from fedfair.errors import DataError
 
 
@@ -171,3 +171,18 @@ def test_a_site_whose_records_are_all_tested_on_has_none_to_choose_by(split: Spl
     )
     train, validation, test = split_sides(split, records, 0.7, 0.5, 0, "A")
     assert (len(train), len(validation), len(test)) == (0, 0, 1)
+
+
+def test_a_data_set_may_name_the_sides_itself() -> None:
+    sides = np.array([2, 0, 1, 0, 2, 1], np.int8)
+    records = SiteRecords({"m": np.ones((6, 1), np.float32)}, np.zeros(6, np.int64), {}, sides)
+    train, validation, test = given_sides(records, "A", True)
+    assert (train.tolist(), validation.tolist(), test.tolist()) == ([1, 3], [2, 5], [0, 4])
+    assert given_sides(records, "A", False).validation.size == 0
+    chosen = records.select(np.array([4, 1]))
+    assert chosen.sides is not None
+    assert chosen.sides.tolist() == [2, 0]
+    with pytest.raises(DataError, match="site A must have validation records"):
+        given_sides(records.select(np.array([0, 1])), "A", True)
+    with pytest.raises(DataError, match="`data.split` must be stratified or hashed"):
+        given_sides(SiteRecords(records.modalities, records.labels, {}), "A", False)

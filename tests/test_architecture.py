@@ -49,7 +49,10 @@ NOT_IN = {
 }
 # The first two start experiments; the last stands in for a program of Flower's.
 MAY_IMPORT_ALL = {"fedfair.cli._experiments", "fedfair.cli._federation", "fedfair.federation.gate"}
-OPTIONAL = ("flwr", "ray", "grpc", "opacus", "matplotlib", "server", "client", "simulations")
+OPTIONAL = (
+    *("flwr", "ray", "grpc", "opacus", "transformers", "peft", "matplotlib"),
+    *("server", "client", "simulations"),
+)
 DRAWS = {"fedfair.report._figures", "fedfair.report._budget_figures"}
 MAY_NEED_OPTIONAL = MAY_IMPORT_ALL | DRAWS | {"fedfair.__main__"}
 

@@ -11,16 +11,19 @@ from fedfair.errors import ConfigError, nearest
 from fedfair.models._base import Fusion, Head, MultimodalModel, Scores
 from fedfair.models._fusion import AttentionFusion, ConcatFusion
 from fedfair.models._late_fusion import late_fusion
+from fedfair.models.encoders import Adapter, adapters
 from fedfair.plugins import call_factory, import_factory
 from fedfair.seeding import derive_seed
 
 __all__ = [
+    "Adapter",
     "AttentionFusion",
     "ConcatFusion",
     "Fusion",
     "Head",
     "MultimodalModel",
     "Scores",
+    "adapters",
     "build_model",
     "late_fusion",
 ]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fedfair.models._base import Fusion
+from fedfair.models._masks import masked_softmax
 
 
 class LearnedConstant(nn.Module):
@@ -81,8 +82,6 @@ class AttentionFusion(Fusion):
         """Return features [B, P]."""
         ones = embeddings[0].new_ones(len(present), 1, 1)
         tokens = torch.stack(list(embeddings), dim=1) + self.position(ones)
-        scores = self.score(tokens)[..., 0].masked_fill(~present, -torch.inf)
-        # A row of minus infinity only would turn into NaN.
-        attention = torch.softmax(scores, dim=1).masked_fill(~present, 0.0)
+        attention = masked_softmax(self.score(tokens)[..., 0], present)
         attended: Tensor = (attention[..., None] * self.value(tokens)).sum(dim=1)
         return attended

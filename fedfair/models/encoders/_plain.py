@@ -1,4 +1,4 @@
-"""Encoders: plain modules from one modality's inputs [B, ...] to an embedding [B, p]."""
+"""Encoders of tables and images: plain layers."""
 
 from __future__ import annotations
 

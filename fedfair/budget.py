@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fedfair.config import Config
+from fedfair.data import is_made_up
 from fedfair.privacy.accounting import RELATION, Event, calibrate, describe, epsilon, merge
 from fedfair.privacy.ledger import Ledger
 from fedfair.privacy.settings import statistics_event, training_event
@@ -265,4 +266,5 @@ def dataset_identity(config: Config) -> str:
         return config.privacy.dataset
     if config.data.path is not None:
         return str(Path(config.data.path).resolve())
-    return f"{config.data.name}-{config.seed}" if config.data.name == "synthetic" else config.data.name
+    made_up = is_made_up(config.data.name, None)
+    return f"{config.data.name}-{config.seed}" if made_up else config.data.name

@@ -16,7 +16,7 @@ import yaml
 
 from fedfair.config import Config, load
 from fedfair.coordinator import Coordinator
-from fedfair.data import DataAdapter, OwnTable, TableAdapter, open_dataset
+from fedfair.data import DataAdapter, OwnTable, TableAdapter, is_made_up, open_dataset
 from fedfair.data.schema import Schema
 from fedfair.errors import ConfigError, RunError
 from fedfair.modulation import METHODS
@@ -192,7 +192,7 @@ def _describe(request: Request, config: Config, schema: Schema, arms: list[str])
         "status": "running",
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "finished": None,
-        "synthetic": config.data.synthetic or config.data.name == "synthetic",
+        "synthetic": config.data.synthetic or is_made_up(config.data.name, config.data.path),
         "seeds": [config.seed + k for k in range(request.seeds or 1)],
         "arms": arms,
         "attribute": config.data.attribute,

@@ -18,7 +18,7 @@ from rich.progress import track
 
 from fedfair.config import Config, load
 from fedfair.coordinator import Coordinator
-from fedfair.data import DataAdapter, open_dataset
+from fedfair.data import DataAdapter, is_made_up, open_dataset
 from fedfair.data.crossing import group_names
 from fedfair.errors import ConfigError, RunError
 from fedfair.plain import first_difference
@@ -114,7 +114,7 @@ def _describe(
         "status": "running",
         "created": _now(),
         "finished": None,
-        "synthetic": base.data.synthetic or base.data.name == "synthetic",
+        "synthetic": base.data.synthetic or is_made_up(base.data.name, base.data.path),
         "sweep": {**plain, "epsilons": [f"{float(value):g}" for value in sweep.epsilons]},
         "config": base.to_dict(),
         "seeds": [base.seed + k for k in range(sweep.seeds)],

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from fedfair import __version__
 from fedfair.cli._common import INTERRUPTED
+from fedfair.cli._data import add_data
 from fedfair.cli._experiments import add_experiments
 from fedfair.cli._federation import add_federation
 from fedfair.cli._site import add_site
@@ -35,6 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"fedfair {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     add_experiments(commands)
+    add_data(commands)
     add_federation(commands)
     add_site(commands)
     return parser

@@ -8,10 +8,13 @@ that all sites share, for which it needs no records, and one site's raw records.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
+from fedfair.data.eye import PROFILES, EyeAdapter
 from fedfair.data.heart import heart, heart_spec
 from fedfair.data.own_table import SITE_FILE, OwnTable
 from fedfair.data.partition import Partition, Partitioned
+from fedfair.data.phantom import NOTICE, SYNTHETIC, PhantomAdapter
 from fedfair.data.schema import DataAdapter, Schema, SiteRecords
 from fedfair.data.spec import TableSpec
 from fedfair.data.synthetic import SyntheticAdapter
@@ -27,13 +30,15 @@ __all__ = [
     "SyntheticAdapter",
     "TableAdapter",
     "TableSpec",
+    "is_made_up",
     "open_dataset",
     "read_csv",
 ]
 
 Options = Mapping[str, object]
 
-_BUILT_IN = ("heart", "csv", "synthetic")
+_MADE_UP = ("synthetic", "phantom")
+_BUILT_IN = ("heart", "csv", *_MADE_UP, *PROFILES)
 
 
 def open_dataset(
@@ -50,10 +55,12 @@ def open_dataset(
     ----------
     name : str
         ``heart`` (four real hospitals, shipped), ``csv`` (a table at `path`, described by
-        `TableSpec` options), ``synthetic`` (see `SyntheticAdapter`), or a user's own
-        ``package.module:factory``, called as ``factory(path=..., options=..., seed=...)``.
+        `TableSpec` options), ``synthetic`` and ``phantom`` (see `SyntheticAdapter` and
+        `PhantomAdapter`), ``fairvision``, ``fairvlmed`` or ``fairfedmed`` (a folder at `path`, see
+        `EyeAdapter`), or a user's own ``package.module:factory``, called as
+        ``factory(path=..., options=..., seed=...)``.
     path : str | None
-        Where the data are; only for ``csv``, own factories, and ``heart`` with an owner. None at the
+        Where the data are; for none that is made up, and for ``heart`` only with an owner. None at the
         server of a deployment: an adapter then still gives its schema, and fails when it is to load.
     options : Mapping[str, object]
         The data set's own options.
@@ -95,15 +102,28 @@ def _open(name: str, path: str | None, options: Options, seed: int, owner: str |
         if path is None or owner is not None:
             return OwnTable(path, spec, owner)
         return TableAdapter(read_csv(path), spec)
-    if path is not None and (name == "synthetic" or owner is None):
+    if name in PROFILES:
+        return EyeAdapter(name, path, options, seed, owner)
+    if path is not None and (name in _MADE_UP or owner is None):
         key = "`data.path`" if owner is None else SITE_FILE
         shown = repr(path) if owner is None else "a file"
         raise ConfigError(f"{key} must be left out for {name}, got {shown}; for your own table use csv")
-    if name == "synthetic":
-        return SyntheticAdapter(options, seed)
+    if name in _MADE_UP:
+        return SyntheticAdapter(options, seed) if name == "synthetic" else PhantomAdapter(options, seed)
     if options:
         raise ConfigError(f"`data.options` must be left out for heart, got {sorted(options)}")
     return heart() if path is None else OwnTable(path, heart_spec(), owner)
+
+
+def is_made_up(name: str, path: str | None) -> bool:
+    """Return whether nobody is behind the records, as far as the name or the folder tells."""
+    notice = None if path is None else Path(path) / NOTICE
+    return name in _MADE_UP or (notice is not None and notice.is_file() and _is_notice(notice))
+
+
+def _is_notice(file: Path) -> bool:
+    with file.open(encoding="utf-8", errors="replace") as text:
+        return text.readline().strip() == SYNTHETIC
 
 
 def _own(name: str, path: str | None, options: Options, seed: int) -> DataAdapter:

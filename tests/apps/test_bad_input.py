@@ -88,7 +88,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
         ("method.muu=1", "`method.muu` is not a known key; did you mean `mu`?"),
         ("rounds=many", "`rounds` must be int, got 'many'"),
         ("training.mode=fast", "`training.mode` must be one of"),
-        ("data.attribute=gender", "`data.attribute` must be one of ['sex', 'age'], or several joined by *, got 'gender'"),
+        ("data.attribute=gender", "one of ['sex', 'age'], or several joined by *, got 'gender'"),
         ("data.test_fraction=1.5", "`data.test_fraction` must be in (0, 1), got 1.5"),
         ("data.name=hart", "did you mean `heart`?"),
         ("data.name=nowhere:make", "`data.name` must name an importable module"),

@@ -60,7 +60,8 @@ def image_cnn(spec: ArrayModality, out_dim: int, hidden: Sequence[int]) -> nn.Mo
 def volume_slices(spec: VolumeModality, out_dim: int, hidden: Sequence[int]) -> nn.Module:
     """Return a slice encoder for a volume, of any number of slices of any size."""
     del spec
-    return VolumeEncoder(SliceCnn(hidden), [1, *hidden][-1], out_dim)
+    features = SliceCnn(hidden)
+    return VolumeEncoder(features, features.width, out_dim)
 
 
 def text_words(spec: TextModality, out_dim: int, hidden: Sequence[int]) -> nn.Module:

@@ -3,8 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 from torch import nn
+
+GRID = 4
+"""Places of an image along height and width that are kept apart."""
+
+Convolution = TypeVar("Convolution", nn.Conv2d, nn.Conv3d)
+
+
+def he_started(layer: Convolution) -> Convolution:
+    """Return the layer with weights after He et al. 2015, arXiv 1502.01852; PyTorch's let signals fade."""
+    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
 
 
 def mlp(in_dim: int, hidden: Sequence[int], out_dim: int) -> nn.Sequential:
@@ -17,11 +31,15 @@ def mlp(in_dim: int, hidden: Sequence[int], out_dim: int) -> nn.Sequential:
 
 
 def small_cnn(channels: int, hidden: Sequence[int], out_dim: int) -> nn.Sequential:
-    """Return a strided convolutional encoder [B, channels, height, width] -> [B, out_dim]."""
+    """Return a strided convolutional encoder [B, channels, height, width] -> [B, out_dim].
+
+    The last maps are averaged within each place of a grid and not over the whole image: where something is
+    seen tells as much as that it is seen.
+    """
     widths = [channels, *hidden]
     layers: list[nn.Module] = []
     for before, after in zip(widths[:-1], widths[1:], strict=True):
-        layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.ReLU()]
+        layers += [he_started(nn.Conv2d(before, after, 3, stride=2, padding=1)), nn.ReLU()]
     return nn.Sequential(
-        *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], out_dim), nn.ReLU()
+        *layers, nn.AdaptiveAvgPool2d(GRID), nn.Flatten(), nn.Linear(widths[-1] * GRID**2, out_dim), nn.ReLU()
     )

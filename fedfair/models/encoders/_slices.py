@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from fedfair.models._masks import masked_softmax
-from fedfair.models.encoders._plain import mlp
+from fedfair.models.encoders._plain import GRID, he_started, mlp
 
 
 class SliceCnn(nn.Module):
-    """A strided convolutional network that sees each slice alone, [B, S, H, W] -> [B, S, channels].
+    """A strided convolutional network that sees each slice alone, [B, S, H, W] -> [B, S, width].
 
     Its kernels have depth one, which is a two-dimensional network on every slice. So the first axis
     stays that of records, as Opacus's hooks need it, and per-record gradients take half the time that
@@ -28,13 +28,15 @@ class SliceCnn(nn.Module):
         widths = [1, *hidden]
         layers: list[nn.Module] = []
         for before, after in zip(widths[:-1], widths[1:], strict=True):
-            layers += [nn.Conv3d(before, after, (1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1)), nn.ReLU()]
-        self.layers = nn.Sequential(*layers)
+            own = nn.Conv3d(before, after, (1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1))
+            layers += [he_started(own), nn.ReLU()]
+        self.layers = nn.Sequential(*layers, nn.AdaptiveAvgPool3d((None, GRID, GRID)))
+        self.width = widths[-1] * GRID**2
 
     def forward(self, volume: Tensor) -> Tensor:
-        """Return the mean of each slice's last maps."""
+        """Return the means of each slice's last maps within each place of a grid."""
         maps: Tensor = self.layers(volume[:, None])
-        return maps.mean((3, 4)).transpose(1, 2)
+        return maps.transpose(1, 2).flatten(2)
 
 
 class SlicePooling(nn.Module):

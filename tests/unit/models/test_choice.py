@@ -13,6 +13,7 @@ from fedfair.data.schema import ArrayModality, Schema
 from fedfair.errors import ConfigError
 from fedfair.models import MultimodalModel, build_model
 from fedfair.models.encoders import VolumeEncoder, WordEncoder
+from fedfair.models.encoders._plain import he_started
 from fedfair.seeding import derive_seed
 from tests.unit.models.cases import IMAGE, NOTE, TABLE, VOLUME, batch_of, schema_of
 
@@ -55,15 +56,15 @@ def test_all_kinds_fit_in_one_model(fusion: str) -> None:
 
 
 def test_tables_and_images_keep_the_parameters_of_earlier_runs() -> None:
-    """Names, order and draws: encoders, heads, the fusion network, each layer by PyTorch's own start."""
+    """Names, order and draws: encoders, heads, the fusion; but convolutions, by PyTorch's own start."""
     schema = replace(SCHEMA, modalities={"table": TABLE, "image": IMAGE})
     found = build_model("late_fusion", schema, {"hidden": [7], "embedding_dim": 4}, 5).state_dict()
     torch.manual_seed(derive_seed(5, "model"))
     layers = {
         "encoders.table.0": nn.Linear(5, 7),
         "encoders.table.2": nn.Linear(7, 4),
-        "encoders.image.0": nn.Conv2d(2, 7, 3),
-        "encoders.image.4": nn.Linear(7, 4),
+        "encoders.image.0": he_started(nn.Conv2d(2, 7, 3)),
+        "encoders.image.4": nn.Linear(7 * 16, 4),
         "heads.table.body.0": nn.Linear(4, 4),
         "heads.table.classifier": nn.Linear(4, 2),
         "heads.image.body.0": nn.Linear(4, 4),

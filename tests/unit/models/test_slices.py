@@ -15,7 +15,8 @@ RECORDS, SLICES = 4, 6
 
 def encoder() -> VolumeEncoder:
     torch.manual_seed(0)
-    return VolumeEncoder(SliceCnn([5, 7]), 7, 3).double()
+    features = SliceCnn([5, 7])
+    return VolumeEncoder(features, features.width, 3).double()
 
 
 def volumes() -> Tensor:
@@ -43,7 +44,8 @@ def by_hand(model: VolumeEncoder, volume: Tensor) -> Tensor:
                     nn.functional.conv2d(maps, layer.weight[:, :, 0], layer.bias, stride=2, padding=1)
                 )
         linear = model.project[0]
-        hidden.append(relu(linear.weight @ maps.mean((2, 3))[0] + linear.bias))
+        places = nn.functional.adaptive_avg_pool2d(maps, 4).flatten()
+        hidden.append(relu(linear.weight @ places + linear.bias))
     first, _, last = model.pool.score
     scores = torch.stack([last.weight[0] @ torch.tanh(first.weight @ h + first.bias) for h in hidden])
     weights = scores.exp() / scores.exp().sum()
@@ -117,7 +119,7 @@ def test_attention_finds_the_slice_that_tells() -> None:
     value, labels = 0.3 * torch.rand(32, 8, 12, 12, generator=generator), torch.arange(32) % 2
     place = torch.randint(8, (32,), generator=generator)
     value[torch.arange(32), place] += (2 * labels - 1)[:, None, None] + 2
-    model, last = VolumeEncoder(SliceCnn([4]), 4, 8), nn.Linear(8, 2)
+    model, last = VolumeEncoder(SliceCnn([4]), 4 * 16, 8), nn.Linear(8, 2)
     optimizer = torch.optim.Adam([*model.parameters(), *last.parameters()], 0.02)
     for _ in range(150):
         loss = cross_entropy(last(model(value)), labels)

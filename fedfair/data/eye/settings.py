@@ -1,0 +1,167 @@
+"""The options of the eye data sets, read and checked before any file is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from fedfair.data.eye.aliases import ATTRIBUTES, Field
+from fedfair.data.eye.notes import EXTRA, SUMMARY, TEXT_FIELDS
+from fedfair.data.eye.profiles import ARRAYS, FIELD, NOTE, Profile
+from fedfair.data.options import as_integer, as_items, as_text, as_texts, entries
+from fedfair.data.schema import ArrayModality, Column, Modality, TableModality, TextModality, VolumeModality
+from fedfair.errors import ConfigError, nearest
+
+AGE_GROUP = "age_group"
+DEVIATIONS = 52
+WHERE = "data.options"
+
+_SPLITS = ("official", "none")
+_DEFAULTS: Mapping[str, object] = {
+    "disease": "glaucoma",
+    "modalities": None,
+    "size": 64,
+    "slices": 8,
+    "attributes": ["race", "sex"],
+    "age_edges": [50, 65],
+    "text_field": SUMMARY,
+    "words": 64,
+    "vocabulary": 8192,
+    "sites": None,
+    "site_file": None,
+    "site_tables": "race",
+    "split": "official",
+    "allow_leakage": False,
+    "allow_missing": False,
+    "cache": True,
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The options, typed; `site_file` and `sites` are None where they were left out."""
+
+    profile: Profile
+    label: Field
+    modalities: Mapping[str, Modality]
+    attributes: tuple[str, ...]
+    age_edges: tuple[int, ...]
+    text_field: str
+    sites: tuple[str, ...] | None
+    site_file: str | None
+    site_tables: str
+    official: bool
+    allow_missing: bool
+    cache: bool
+
+    @property
+    def groups(self) -> dict[str, tuple[str, ...]]:
+        """Return each chosen attribute's groups."""
+        return {name: self._groups_of(name) for name in self.attributes}
+
+    @property
+    def arrays(self) -> tuple[str, ...]:
+        """Return the chosen modalities that are arrays."""
+        return tuple(name for name in self.modalities if name in ARRAYS)
+
+    @property
+    def fields(self) -> tuple[Field, ...]:
+        """Return the chosen attributes that are read as codes: all but the age."""
+        return tuple(ATTRIBUTES[name] for name in self.attributes if name != AGE_GROUP)
+
+    def _groups_of(self, name: str) -> tuple[str, ...]:
+        if name != AGE_GROUP:
+            return ATTRIBUTES[name].groups
+        edges = self.age_edges
+        between = [f"{low}-{high - 1}" for low, high in zip(edges, edges[1:], strict=False)]
+        return (f"<{edges[0]}", *between, f"{edges[-1]}+")
+
+
+def read_settings(profile: Profile, options: object) -> Settings:
+    """Return the options of a data set.
+
+    Raises
+    ------
+    ConfigError
+        If one is unknown, of the wrong kind, or would make an input of what says the label.
+    """
+    found = {**_DEFAULTS, **entries(options, WHERE, optional=_DEFAULTS)}
+    label = profile.disease(as_text(found["disease"], f"{WHERE}.disease"))
+    leaks = _truth(found, "allow_leakage")
+    text_field = _one_of(found, "text_field", TEXT_FIELDS)
+    if text_field == EXTRA and not leaks:
+        raise _leak("text_field", EXTRA, "the note with the patient's demographics in front of it")
+    sites = None if found["sites"] is None else as_texts(found["sites"], f"{WHERE}.sites")
+    return Settings(
+        profile,
+        label,
+        _modalities(profile, found, leaks),
+        _chosen(found["attributes"], "attributes", (*ATTRIBUTES, AGE_GROUP)),
+        _edges(found["age_edges"]),
+        text_field,
+        sites,
+        None if found["site_file"] is None else as_text(found["site_file"], f"{WHERE}.site_file"),
+        as_text(found["site_tables"], f"{WHERE}.site_tables"),
+        _one_of(found, "split", _SPLITS) == "official",
+        _truth(found, "allow_missing"),
+        _truth(found, "cache"),
+    )
+
+
+def _modalities(profile: Profile, found: Mapping[str, object], leaks: bool) -> dict[str, Modality]:
+    """Return the chosen modalities, in the order of the choice."""
+    size = as_integer(found["size"], f"{WHERE}.size", 1)
+    slices = as_integer(found["slices"], f"{WHERE}.slices", 1)
+    words = as_integer(found["words"], f"{WHERE}.words", 1)
+    vocabulary = as_integer(found["vocabulary"], f"{WHERE}.vocabulary", 2)
+    known: dict[str, Modality] = {
+        "slo": ArrayModality((1, size, size)),
+        "oct": VolumeModality((slices, size, size)),
+        NOTE: TextModality(words, vocabulary),
+        FIELD: TableModality((Column("md"), *(Column(f"td{place}") for place in range(1, DEVIATIONS + 1)))),
+    }
+    if found["modalities"] is None:
+        return {name: known[name] for name in profile.modalities}
+    names = _chosen(found["modalities"], "modalities", (*profile.modalities, FIELD))
+    if FIELD in names and not leaks:
+        raise _leak("modalities", FIELD, "the measurement by which glaucoma is defined")
+    return {name: known[name] for name in names}
+
+
+def _leak(option: str, value: str, what: str) -> ConfigError:
+    return ConfigError(
+        f"`{WHERE}.{option}` must not name {value} without `allow_leakage: true`, got it: it is {what}, so a "
+        "model would read the answer off its input"
+    )
+
+
+def _chosen(value: object, option: str, known: Sequence[str]) -> tuple[str, ...]:
+    """Return a list of known names."""
+    names = as_texts(value, f"{WHERE}.{option}")
+    for name in names:
+        if name not in known:
+            raise ConfigError(
+                f"`{WHERE}.{option}` must be of {list(known)}, got {name!r}{nearest(name, known)}"
+            )
+    return names
+
+
+def _one_of(found: Mapping[str, object], option: str, known: Sequence[str]) -> str:
+    """Return one known name."""
+    return _chosen([found[option]], option, known)[0]
+
+
+def _truth(found: Mapping[str, object], option: str) -> bool:
+    """Return a truth value."""
+    value = found[option]
+    if not isinstance(value, bool):
+        raise ConfigError(f"`{WHERE}.{option}` must be true or false, got {value!r}")
+    return value
+
+
+def _edges(value: object) -> tuple[int, ...]:
+    """Return ages that ascend."""
+    edges = tuple(as_integer(x, f"{WHERE}.age_edges", 1) for x in as_items(value, f"{WHERE}.age_edges"))
+    if list(edges) != sorted(set(edges)):
+        raise ConfigError(f"`{WHERE}.age_edges` must ascend, got {list(edges)}")
+    return edges

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from fedfair.models._masks import masked_softmax
-from fedfair.models.encoders._plain import GRID, he_started, mlp
+from fedfair.models.encoders._plain import GRID, Standardise, he_started, mlp
 
 
 class SliceCnn(nn.Module):
@@ -30,7 +30,7 @@ class SliceCnn(nn.Module):
         for before, after in zip(widths[:-1], widths[1:], strict=True):
             own = nn.Conv3d(before, after, (1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1))
             layers += [he_started(own), nn.ReLU()]
-        self.layers = nn.Sequential(*layers, nn.AdaptiveAvgPool3d((None, GRID, GRID)))
+        self.layers = nn.Sequential(Standardise(), *layers, nn.AdaptiveAvgPool3d((None, GRID, GRID)))
         self.width = widths[-1] * GRID**2
 
     def forward(self, volume: Tensor) -> Tensor:

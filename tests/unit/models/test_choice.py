@@ -37,7 +37,7 @@ def test_the_kind_of_a_modality_gives_its_encoder() -> None:
     encoders = build().encoders
     assert [type(module) for module in encoders["table"]] == [nn.Linear, nn.ReLU] * 2
     assert [type(module) for module in encoders["vector"]] == [nn.Linear, nn.ReLU] * 2
-    assert isinstance(encoders["image"][0], nn.Conv2d)
+    assert isinstance(encoders["image"][1], nn.Conv2d)
     assert isinstance(encoders["volume"], VolumeEncoder)
     assert isinstance(encoders["text"], WordEncoder)
 
@@ -63,8 +63,8 @@ def test_tables_and_images_keep_the_parameters_of_earlier_runs() -> None:
     layers = {
         "encoders.table.0": nn.Linear(5, 7),
         "encoders.table.2": nn.Linear(7, 4),
-        "encoders.image.0": he_started(nn.Conv2d(2, 7, 3)),
-        "encoders.image.4": nn.Linear(7 * 16, 4),
+        "encoders.image.1": he_started(nn.Conv2d(2, 7, 3)),
+        "encoders.image.5": nn.Linear(7 * 16, 4),
         "heads.table.body.0": nn.Linear(4, 4),
         "heads.table.classifier": nn.Linear(4, 2),
         "heads.image.body.0": nn.Linear(4, 4),
@@ -86,7 +86,7 @@ def test_widths_of_one_encoder_stand_above_those_of_all() -> None:
         encoders={"volume": {"name": "slices", "hidden": [6, 7]}, "text": {"hidden": [8]}},
     )
     assert model.encoders["table"][0].out_features == 3
-    assert model.encoders["image"][0].out_channels == 4
+    assert model.encoders["image"][1].out_channels == 4
     volume = model.encoders["volume"].features.layers
     assert [layer.out_channels for layer in volume if isinstance(layer, nn.Conv3d)] == [6, 7]
     assert model.encoders["text"].vectors.embedding_dim == 8

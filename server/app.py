@@ -11,7 +11,7 @@ from flwr.serverapp import Grid, ServerApp
 from fedfair.budget import account, notices, resolve, server_ledger
 from fedfair.config import Config, load
 from fedfair.coordinator import Coordinator
-from fedfair.data import open_dataset
+from fedfair.dataset import dataset_of
 from fedfair.files import only_one
 from fedfair.provenance import source_digest
 from fedfair.record import RunFolder, next_folder
@@ -46,13 +46,7 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def _run(grid: Grid, context: Context, config: Config, folder: RunFolder) -> None:
-    adapter = open_dataset(
-        config.data.name,
-        config.data.path,
-        config.data.options,
-        config.seed,
-        partition=config.data.partition,
-    )
+    adapter = dataset_of(config)
     schema = adapter.schema
     bench = Workbench(config, schema)
     coordinator = Coordinator(config, schema, bench.vectors(), server_ledger(config))

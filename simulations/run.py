@@ -16,8 +16,9 @@ import yaml
 
 from fedfair.config import Config, load
 from fedfair.coordinator import Coordinator
-from fedfair.data import DataAdapter, OwnTable, TableAdapter, is_made_up, open_dataset
+from fedfair.data import DataAdapter, OwnTable, TableAdapter, is_made_up
 from fedfair.data.schema import Schema
+from fedfair.dataset import dataset_of
 from fedfair.errors import ConfigError, RunError
 from fedfair.modulation import METHODS
 from fedfair.plain import first_difference
@@ -69,13 +70,7 @@ def run_experiment(request: Request) -> bool:
     if request.engine == FEDERATION:
         # Each site has a path of its own.
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=None))
-    adapter = open_dataset(
-        config.data.name,
-        config.data.path,
-        config.data.options,
-        config.seed,
-        partition=config.data.partition,
-    )
+    adapter = dataset_of(config)
     if request.engine != FEDERATION:
         check_sites(adapter)
     arms = list(dict.fromkeys([config.report.baseline] * request.with_baseline + [config.method.name]))

@@ -18,8 +18,9 @@ from rich.progress import track
 
 from fedfair.config import Config, load
 from fedfair.coordinator import Coordinator
-from fedfair.data import DataAdapter, is_made_up, open_dataset
+from fedfair.data import DataAdapter, is_made_up
 from fedfair.data.crossing import group_names
+from fedfair.dataset import dataset_of
 from fedfair.errors import ConfigError, RunError
 from fedfair.plain import first_difference
 from fedfair.provenance import source_digest, versions
@@ -64,9 +65,7 @@ def run_sweep(request: SweepRequest) -> Outcome:
     """
     sweep = read_sweep(request.config, request.seeds)
     base = _base(sweep, request)
-    adapter = open_dataset(
-        base.data.name, base.data.path, base.data.options, base.seed, partition=base.data.partition
-    )
+    adapter = dataset_of(base)
     check_sites(adapter)
     found = sweep.settings(base)
     bench = Workbench(base, adapter.schema)

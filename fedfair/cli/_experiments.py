@@ -119,7 +119,7 @@ def _privacy(options: argparse.Namespace) -> int:
     from fedfair.budget import outlook, resolve
     from fedfair.config import load
     from fedfair.coordinator import Coordinator
-    from fedfair.data import open_dataset
+    from fedfair.dataset import dataset_of
     from fedfair.errors import ConfigError
     from fedfair.site import Workbench
 
@@ -127,13 +127,7 @@ def _privacy(options: argparse.Namespace) -> int:
     if not config.privacy.on:
         raise ConfigError("`privacy.mode` must be sample or site, got 'off'; nothing is promised")
     config = resolve(config)
-    adapter = open_dataset(
-        config.data.name,
-        config.data.path,
-        config.data.options,
-        config.seed,
-        partition=config.data.partition,
-    )
+    adapter = dataset_of(config)
     coordinator = Coordinator(config, adapter.schema, Workbench(config, adapter.schema).vectors())
     sys.stdout.write(outlook(config, len(adapter.schema.sites), coordinator.values) + "\n")
     return 0

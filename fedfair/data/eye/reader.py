@@ -95,8 +95,15 @@ class EyeAdapter:
                 name: np.array([group_of(entry, name, self.settings) for entry in entries], np.int64)
                 for name in self.settings.attributes
             },
-            self.official_split(site),
+            self._sides(site),
         )
+
+    def _sides(self, site: str) -> NDArray[np.int8] | None:
+        """Return the official split, or None where the files do not say it: only who asks for it needs it."""
+        try:
+            return self.official_split(site)
+        except DataError:
+            return None
 
     def official_split(self, site: str) -> NDArray[np.int8] | None:
         """Return the split of each record of `load(site)`: 0 train, 1 validation, 2 test.

@@ -12,7 +12,7 @@ import torch
 
 from benchmarks import _table
 
-# In the order of docs/performance.md.
+# In the order of docs/performance.md; the last one is in docs/phantom.md.
 NAMES = (
     "engine",
     "flower",
@@ -21,6 +21,7 @@ NAMES = (
     "aggregation",
     "es_auc_interval",
     "private_step",
+    "phantom",
 )
 # Minutes, gigabytes and nginx: only when named.
 LARGE = ("large_models",)
@@ -37,7 +38,7 @@ def main() -> None:
     parser.add_argument(
         "names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)} (default: these), {', '.join(LARGE)}"
     )
-    parser.add_argument("--write", action="store_true", help="rewrite the tables in docs/performance.md")
+    parser.add_argument("--write", action="store_true", help="rewrite the tables in docs/")
     parser.add_argument("--here", action="store_true", help="run in this process, in whatever state it is")
     arguments = parser.parse_args()
     if unknown := set(arguments.names) - {*NAMES, *LARGE}:

@@ -1,4 +1,4 @@
-"""Tables of results: on the terminal, and between markers in docs/performance.md."""
+"""Tables of results: on the terminal, and between markers in a page of docs/."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from fedfair.provenance import versions
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
+DOCS = Path(__file__).resolve().parents[1] / "docs"
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,14 @@ class Table:
         Headings.
     rows : Sequence[Sequence[str]]
         Cells.
+    page : str
+        Of docs/, where the markers are.
     """
 
     name: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
+    page: str = "performance.md"
 
     def __str__(self) -> str:
         """Return the table with aligned columns."""
@@ -55,7 +58,7 @@ def machine() -> str:
     )
 
 
-def write(table: Table, page: Path = PAGE) -> None:
+def write(table: Table) -> None:
     """Put the table and the machine between its markers.
 
     Raises
@@ -64,6 +67,7 @@ def write(table: Table, page: Path = PAGE) -> None:
         If the page has no such markers.
     """
     begin, end = f"<!-- begin {table.name} -->", f"<!-- end {table.name} -->"
+    page = DOCS / table.page
     text = page.read_text(encoding="utf-8")
     block = f"{begin}\n{table}\n\n{machine()}\n{end}"
     found = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)

@@ -50,7 +50,7 @@ def tables() -> Iterator[Table]:
             rate = (f"{patients / alone:.0f}", f"{2 * patients / both:.0f}")
             rows.append((f"{size} px, {slices} B-scans", milliseconds(alone / patients), *rate))
     columns = ("SLO and OCT", "a patient", "patients/s, one process", "patients/s, two processes")
-    yield Table("phantom", columns, rows)
+    yield Table("phantom", columns, rows, "phantom.md")
 
 
 def draw(task: tuple[int, int, int]) -> int:

@@ -23,13 +23,18 @@ class MultimodalBatch:
     labels : Tensor
         Int64 [B] in ``0 .. C-1``.
     groups : Tensor
-        Int64 [B] in ``0 .. G-1``: the value of the modulated attribute.
+        Int64 [B] in ``0 .. G-1``: the value of the modulated attribute, or the cell where sums are kept by
+        cell.
+    cells : Tensor | None
+        Int64 [B]: each record's index into the product of all attributes, see `fedfair.data.encode.cells`.
+        Only a model that scores a record by its group reads them; None where nobody knows them.
     """
 
     modalities: Mapping[str, Tensor]
     present: Tensor
     labels: Tensor
     groups: Tensor
+    cells: Tensor | None = None
 
     def __len__(self) -> int:
         """Return B."""
@@ -42,6 +47,7 @@ class MultimodalBatch:
             self.present[index],
             self.labels[index],
             self.groups[index],
+            None if self.cells is None else self.cells[index],
         )
 
     def to(self, device: torch.device, dtype: torch.dtype) -> MultimodalBatch:
@@ -54,4 +60,5 @@ class MultimodalBatch:
             self.present.to(device),
             self.labels.to(device),
             self.groups.to(device),
+            None if self.cells is None else self.cells.to(device),
         )

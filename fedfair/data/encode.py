@@ -205,9 +205,8 @@ def to_batch(
     if groups.shape != (len(records),):
         raise ShapeError(f"`groups` must be [{len(records)}], got {list(groups.shape)}")
     inputs, present = encode(records, schema, moments)
-    return MultimodalBatch(
-        inputs, present, torch.tensor(records.labels), torch.tensor(groups, dtype=torch.int64)
-    )
+    labels, own, all_cells = map(torch.tensor, (records.labels, groups, cells(records, schema)))
+    return MultimodalBatch(inputs, present, labels, own, all_cells)
 
 
 def cells(records: SiteRecords, schema: Schema) -> NDArray[np.int64]:

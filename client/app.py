@@ -94,7 +94,7 @@ class _Run:
             config.data.partition,
         )
         policy.check_schema(self.adapter.schema)
-        self.bench = Workbench(config, self.adapter.schema)
+        self.bench = Workbench(policy.networks(config), self.adapter.schema)
         self.layouts = Uploads(config, self.adapter.schema, self.bench)
         self._sites: dict[str, Site] = {}
 

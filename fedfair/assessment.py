@@ -138,7 +138,7 @@ class MetricTable:
     auc, es_auc, dpd, deodds, worst_group_auc : float
         As in `summary`, of the fused head.
     worst_group : int | None
-        Index of the group with the lowest AUC.
+        Index of the known group with the lowest AUC.
     accuracy : float
         At threshold 0.5; NaN for more than two classes, which need more than histograms.
     log_loss : float
@@ -146,7 +146,7 @@ class MetricTable:
     unimodal_auc : tuple[float, ...]
         Macro AUC of each modality's head, over the records that have the modality.
     groups : tuple[GroupMetrics, ...]
-        One per group, counts included.
+        One per group, counts included, whether it is known or not.
     """
 
     auc: float
@@ -200,7 +200,11 @@ def _named(names: Sequence[str], values: Sequence[float]) -> dict[str, float | i
 
 
 def assess(
-    signals: Signals, cells: tuple[int, ...], axis: int | tuple[int, ...], min_count: float = 1
+    signals: Signals,
+    cells: tuple[int, ...],
+    axis: int | tuple[int, ...],
+    min_count: float = 1,
+    known: NDArray[np.bool_] | None = None,
 ) -> MetricTable:
     """Return the metrics of a model by one attribute, or by several crossed.
 
@@ -212,15 +216,20 @@ def assess(
         As in `marginal`.
     min_count : float
         Records of a class (AUC) or in a denominator (rates) below which a value is NaN.
+    known : NDArray[np.bool_] | None
+        [groups] that are compared with each other, see `fedfair.data.crossing.known`; None for all. The
+        others count in what is over all records, and have figures of their own.
     """
     by_attribute = marginal(signals, cells, axis)
     everyone = _everyone(by_attribute)
     overall, by_group = (_aucs(s, min_count) for s in (everyone, by_attribute))
     noise = by_attribute.variance or EXACT
     rates = resolved_rates(by_attribute.histograms[0], min_count, noise.histograms)
+    compared = metrics.masked(by_group[0], known)
+    spread = metrics.Rates(*(metrics.masked(rate, known, axis=-2) for rate in rates))
     return MetricTable(
-        **{key: float(value) for key, value in summary(overall[0, 0], by_group[0], rates).items()},
-        worst_group=None if np.isnan(by_group[0]).all() else int(np.nanargmin(by_group[0])),
+        **{key: float(value) for key, value in summary(overall[0, 0], compared, spread).items()},
+        worst_group=None if np.isnan(compared).all() else int(np.nanargmin(compared)),
         accuracy=_accuracy(everyone),
         log_loss=mean_loss(by_attribute),
         unimodal_auc=tuple(overall[1:, 0].tolist()),

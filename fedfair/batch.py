@@ -40,6 +40,11 @@ class MultimodalBatch:
         """Return B."""
         return int(self.labels.shape[0])
 
+    def tensors(self) -> list[Tensor]:
+        """Return all tensors of the batch."""
+        cells = [] if self.cells is None else [self.cells]
+        return [*self.modalities.values(), self.present, self.labels, self.groups, *cells]
+
     def select(self, index: Tensor) -> MultimodalBatch:
         """Return the records at `index` (int64 or bool mask), in that order."""
         return MultimodalBatch(

@@ -147,6 +147,7 @@ def metric_intervals(
     generator: np.random.Generator,
     min_count: float = 1,
     level: float = 0.95,
+    known: NDArray[np.bool_] | None = None,
 ) -> dict[str, Interval]:
     """Return intervals of the fused head's metrics by one attribute.
 
@@ -165,19 +166,25 @@ def metric_intervals(
         The source of the draws.
     level : float
         Nominal coverage in (0, 1).
+    known : NDArray[np.bool_] | None
+        As in `fedfair.assessment.assess`.
 
     Returns
     -------
     dict[str, Interval]
         Keys `auc`, `es_auc`, `dpd`, `deodds`, `worst_group_auc`, and `group_auc/0` ... by group.
     """
-    table = assess(signals, cells, axis, min_count)
+    table = assess(signals, cells, axis, min_count, known)
     by_attribute = marginal(signals, cells, axis)
     variance = (by_attribute.variance or EXACT).histograms
     deviations = np.stack(
         [
             bootstrap(
-                by_class, _deviation(table, by_class, min_count, variance), resamples, generator, variance
+                by_class,
+                _deviation(table, by_class, min_count, variance, known),
+                resamples,
+                generator,
+                variance,
             )
             for by_class in np.moveaxis(by_attribute.histograms[0], 1, 0)
         ],
@@ -192,12 +199,18 @@ def metric_intervals(
 
 
 def _deviation(
-    table: MetricTable, histogram: Array, min_count: float, variance: float
+    table: MetricTable,
+    histogram: Array,
+    min_count: float,
+    variance: float,
+    known: NDArray[np.bool_] | None,
 ) -> Callable[[Array], Array]:
     """Return a function from resamples [r, G, 2, Q] to how far each metric moves at most, [r, 5 + G]."""
     observed = metrics.auc(histogram.sum(0), min_count)
-    observed_groups, observed_rates = _observed(table, histogram, min_count, variance)
-    scale = 1 + np.nansum([abs(group.auc - table.auc) for group in table.groups])
+    observed_groups, found = _observed(table, histogram, min_count, variance)
+    observed_rates = metrics.Rates(*(metrics.masked(rate, known) for rate in found))
+    apart = np.array([abs(group.auc - table.auc) for group in table.groups])
+    scale = 1 + np.nansum(metrics.masked(apart, known))
 
     def statistic(drawn: Array) -> Array:
         overall = metrics.auc(drawn.sum(1)) - observed
@@ -205,14 +218,15 @@ def _deviation(
         rates = metrics.Rates(
             *(new - old for new, old in zip(metrics.rates(drawn), observed_rates, strict=True))
         )
-        gaps = np.nansum(np.abs(groups - overall[:, None]), -1)
+        compared = metrics.masked(groups, known)
+        gaps = np.nansum(np.abs(compared - overall[:, None]), -1)
         headline = (
             np.abs(overall),
             # First-order bound on the change of A / (1 + S) when A and the sum of gaps S move.
             (np.abs(overall) + table.es_auc * gaps) / scale,
             metrics.demographic_parity_difference(rates),
             metrics.equalized_odds_difference(rates),
-            -metrics.worst_group_auc(-np.abs(groups)),
+            -metrics.worst_group_auc(-np.abs(compared)),
         )
         return np.column_stack([*headline, np.abs(groups)])
 
@@ -228,7 +242,7 @@ def _observed(
         return aucs, rates
     told = resolved_rates(histogram, min_count, variance)
     pairs = zip(rates, told, strict=True)
-    unknown = np.isnan([group.auc for group in table.groups])
-    return np.where(unknown, np.nan, aucs), metrics.Rates(
+    hidden = np.isnan([group.auc for group in table.groups])
+    return np.where(hidden, np.nan, aucs), metrics.Rates(
         *(np.where(np.isnan(cut), np.nan, rate) for rate, cut in pairs)
     )

@@ -53,6 +53,22 @@ class Coefficients:
         """Return all ones: federated averaging, with heads as probes unless `live`."""
         return cls(np.ones((num_modalities + 1, num_groups)), np.ones((num_modalities, num_groups)), live)
 
+    def near(self, others: Coefficients, ratio: float) -> Coefficients:
+        """Return these coefficients, each at most `ratio` times the other's and at least a `ratio`-th of it.
+
+        Parameters
+        ----------
+        others : Coefficients
+            Of the same shape. Where one is zero, the result is.
+        ratio : float
+            At least 1, which gives `others`.
+        """
+        return Coefficients(
+            np.clip(self.fused, others.fused / ratio, others.fused * ratio),
+            np.clip(self.unimodal, others.unimodal / ratio, others.unimodal * ratio),
+            self.live,
+        )
+
 
 @dataclass(frozen=True)
 class FairnessTerm:

@@ -201,6 +201,12 @@ def _check_private(config: Config) -> None:
         (training.exchanges == 1, "training.exchanges", "1: coefficients rest between releases", 2),
         (training.mode != "gradient", "training.mode", "update or weights", training.mode),
         (not training.split_rows, "training.split_rows", "false: a record is clipped once", True),
+        (
+            mode != "sample" or not training.mixed_precision,
+            "training.mixed_precision",
+            "false: the others of a batch change how bfloat16 rounds a record's gradient",
+            True,
+        ),
         (least == 0, "server.min_group_records", "0: nobody may know who holds how many", least),
     ):
         require(condition, key, f"{wanted} under `privacy.mode` {mode}", value)

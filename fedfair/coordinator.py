@@ -18,17 +18,19 @@ from fedfair.aggregation import check_update, combine
 from fedfair.coefficients import Coefficients, LossTerms
 from fedfair.config import Config
 from fedfair.data.checks import check_coverage
-from fedfair.data.crossing import axes, group_names
+from fedfair.data.crossing import axes, group_names, known
 from fedfair.data.encode import FeatureSums, add_feature_sums, moments, public_moments
 from fedfair.data.schema import Schema
 from fedfair.errors import ConfigError, DataError, RoundRefused, RunError
 from fedfair.local import SiteUpdate
+from fedfair.masking import expanded, of_known
 from fedfair.modulation import Modulation
 from fedfair.paths import Path
 from fedfair.plan import row_plan
 from fedfair.privacy.clipping import norm_bounds
 from fedfair.privacy.ledger import Ledger
 from fedfair.privacy.server import protect, usable
+from fedfair.recombination import applied
 from fedfair.signals import Signals
 from fedfair.wire import Download, Survey
 
@@ -48,8 +50,8 @@ class Committed:
     modulation : Modulation
         The method's answer to the training signals.
     applied : Coefficients
-        The coefficients that made the next model: the fresh ones where the server recombines
-        group rows, else those that the sites trained along.
+        The coefficients that made the next model: the fresh ones, kept near the others, where the server
+        recombines group rows, else those that the sites trained along.
     """
 
     train: Signals | None
@@ -91,6 +93,7 @@ class Coordinator:
         self.config, self.schema = config, schema
         self.modalities = tuple(schema.modalities)
         self.plan = row_plan(config, schema)
+        self._known = known(schema.attributes, config.data.attribute)
         self.model: dict[str, Vector] = {name: np.array(value) for name, value in model.items()}
         self.velocity: dict[str, Vector] | None = {} if config.server.momentum else None
         self.round = 0
@@ -168,7 +171,7 @@ class Coordinator:
 
     def refresh(self, signals: Signals) -> None:
         """Choose this round's coefficients before training (two exchanges per round)."""
-        self._fresh = self.config.method.modulate(signals, self.memory)
+        self._fresh = self._answer(of_known(signals, self._known), signals)
         self.coefficients, self.terms = self._fresh.coefficients, self._fresh.terms
 
     def check(self, update: SiteUpdate) -> None:
@@ -195,7 +198,7 @@ class Coordinator:
         InconsistentUpdates
             If the updates do not fit together, or there is none.
         RoundRefused
-            If a group has fewer training records than `server.min_group_records`.
+            If a known group has fewer training records than `server.min_group_records`.
         RunError
             If the new model is not finite; the last checkpoint holds the one before.
         """
@@ -207,10 +210,13 @@ class Coordinator:
         train, test = protected.train, protected.test
         self._check_groups(train)
         modulation = self._modulation(train)
+        coefficients = self.coefficients
+        if self.plan.grouped:
+            coefficients = applied(self.config, modulation.coefficients, coefficients, ordered, train)
         combine(
             self.model,
             protected.updates,
-            modulation.coefficients,
+            coefficients,
             paths,
             self.modalities,
             self.config.server.learning_rate,
@@ -224,7 +230,6 @@ class Coordinator:
                 "lower `training.learning_rate`"
             )
         self.round += 1
-        applied = modulation.coefficients if self.plan.grouped else self.coefficients
         self.memory, self.coefficients, self.terms = (
             modulation.memory,
             modulation.coefficients,
@@ -232,7 +237,7 @@ class Coordinator:
         )
         self._fresh = None
         by_site = {u.site: u.test for u in ordered if u.test is not None}
-        return Committed(train, test, by_site, modulation, applied)
+        return Committed(train, test, by_site, modulation, coefficients)
 
     def _modulation(self, train: Signals | None) -> Modulation:
         """Return the method's answer; what was last released goes on acting until the next release."""
@@ -240,11 +245,16 @@ class Coordinator:
             return self._fresh
         if train is None:
             return Modulation(self.coefficients, self.terms, self.memory)
+        shown = of_known(train, self._known)
         if train.variance is None:
-            return self.config.method.modulate(train, self.memory)
-        self.released, settled, seen = usable(self.released, train, self.config.privacy.statistics)
-        modulation = self.config.method.modulate(settled, self.memory)
+            return self._answer(shown, train)
+        self.released, settled, seen = usable(self.released, shown, self.config.privacy.statistics)
+        modulation = self._answer(settled, train)
         return dataclasses.replace(modulation, diagnostics={**modulation.diagnostics, **seen})
+
+    def _answer(self, shown: Signals, everyone: Signals) -> Modulation:
+        """Return the method's answer to the signals of the known groups, as one for all groups."""
+        return expanded(self.config.method.modulate(shown, self.memory), self._known, everyone.counts)
 
     @property
     def _lengths(self) -> dict[str, int]:
@@ -259,12 +269,13 @@ class Coordinator:
         return group_names(self.schema.attributes, self.config.data.attribute)
 
     def _check_groups(self, train: Signals | None) -> None:
-        """Refuse a round in which a group has too few records to be heard."""
+        """Refuse a round in which a known group has too few records to be heard."""
         wanted = self.config.server.min_group_records
         if train is None or not wanted:
             return
-        for group, records in zip(self._groups, train.counts[0].sum(-1), strict=True):
-            if records < wanted:
+        told = zip(self._groups, train.counts[0].sum(-1), self._known, strict=True)
+        for group, records, asked in told:
+            if asked and records < wanted:
                 raise RoundRefused(
                     f"group {group!r} must have at least {wanted} training records at the sites that "
                     f"answered (`server.min_group_records`), got {records:g}"
@@ -281,4 +292,4 @@ class Coordinator:
             np.zeros((heads, groups, scored, 2, self.config.train_bins)),
             None,
         )
-        return self.config.method.modulate(empty, {}).coefficients
+        return self._answer(of_known(empty, self._known), empty).coefficients

@@ -38,3 +38,17 @@ def choose_device(name: str) -> torch.device:
         raise ConfigError(
             f"`training.device` must be auto, cpu or a device of this machine, got {name!r}"
         ) from error
+
+
+def check_mixed_precision(device: torch.device) -> None:
+    """Refuse a GPU that computes no products in bfloat16.
+
+    Raises
+    ------
+    ConfigError
+        If it is one.
+    """
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise ConfigError(
+            "`training.mixed_precision` must be false on a GPU without bfloat16 (before Ampere), got true"
+        )

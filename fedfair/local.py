@@ -17,6 +17,7 @@ from torch import Tensor
 from fedfair.batch import MultimodalBatch
 from fedfair.blocks import FUSION, ParameterBlocks
 from fedfair.gradients import path_gradients
+from fedfair.loading import batches
 from fedfair.measure import chunks
 from fedfair.models import MultimodalModel
 from fedfair.paths import Path, RowPlan, Scales, path_scale
@@ -199,6 +200,5 @@ def _mini_batches(
     records: MultimodalBatch, settings: LocalTraining, generator: torch.Generator
 ) -> Iterator[MultimodalBatch]:
     for _ in range(settings.local_epochs):
-        order = torch.randperm(len(records), generator=generator).to(records.labels.device)
-        for index in torch.split(order, settings.batch_size):
-            yield records.select(index)
+        order = torch.randperm(len(records), generator=generator)
+        yield from batches(records, order, settings.batch_size)

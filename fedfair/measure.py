@@ -14,8 +14,10 @@ from torch import Tensor
 
 from fedfair.batch import MultimodalBatch
 from fedfair.errors import ConfigError, InconsistentUpdates, ShapeError
+from fedfair.loading import batches
 from fedfair.models import MultimodalModel, Scores
 from fedfair.signals import Signals, head_signals
+from fedfair.stored import StoredBatch
 
 Factors = tuple[Tensor, Tensor]
 
@@ -92,11 +94,10 @@ def measure(
 
 def chunks(records: MultimodalBatch, size: int) -> Iterator[MultimodalBatch]:
     """Yield the records in order, at most `size` at a time; an empty batch is one chunk."""
-    if len(records) <= size:
+    if len(records) <= size and not isinstance(records, StoredBatch):
         yield records
         return
-    for index in torch.split(torch.arange(len(records), device=records.labels.device), size):
-        yield records.select(index)
+    yield from batches(records, torch.arange(len(records)), size)
 
 
 def _measure_chunk(

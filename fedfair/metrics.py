@@ -199,6 +199,22 @@ def _share_above_half(cells: Array, min_count: float) -> Array:
     return _ratio(above, total, (total >= min_count) & (total > 0))
 
 
+def masked(by_group: Array, known: NDArray[np.bool_] | None, axis: int = -1) -> Array:
+    """Return the values with NaN, which no comparison counts, for groups that are not known.
+
+    Parameters
+    ----------
+    by_group : Array
+        With the groups along `axis`.
+    known : NDArray[np.bool_] | None
+        [G]; None, or all true, returns the values themselves.
+    """
+    if known is None or known.all():
+        return by_group
+    along = np.moveaxis(by_group, axis, -1)
+    return np.moveaxis(np.where(known, along, np.nan), -1, axis)
+
+
 class Rates(NamedTuple):
     """Shares of records called positive, each [...] in [0, 1] or NaN.
 

@@ -18,7 +18,7 @@ from fedfair.checkpoint import CheckpointStore
 from fedfair.checkpoint import Made as Made  # noqa: PLC0414, part of a record: the apps take it from here
 from fedfair.coefficients import Coefficients
 from fedfair.config import Config
-from fedfair.data.crossing import axes, group_names
+from fedfair.data.crossing import axes, group_names, known
 from fedfair.data.schema import Schema
 from fedfair.files import append_line, atomic_file, write_atomically
 from fedfair.plain import to_plain
@@ -94,7 +94,8 @@ def metric_record(
         Names, and records of a class below which an AUC is not estimable.
     """
     cells = tuple(len(groups) for groups in attributes.values())
-    table = assess(pooled, cells, axes(attributes, attribute), min_count)
+    compared = known(attributes, attribute)
+    table = assess(pooled, cells, axes(attributes, attribute), min_count, compared)
     aucs = {site: json_safe(_fused_auc(signals, min_count)) for site, signals in by_site.items()}
     return {**table.to_dict(modalities, group_names(attributes, attribute)), "site_auc": aucs}
 

@@ -77,7 +77,8 @@ class TrainingConfig(LocalTraining):
     coefficients, no group rows. `group_rows` names the blocks that send group rows ("all" or a
     list such as [fusion, encoder/ecg]). `split_rows` keeps the gradients of unimodal losses and terms apart
     (null: in gradient mode only). `exchanges` 2 asks for the signals first, so that coefficients
-    are never one round old.
+    are never one round old. `mixed_precision` lets encoders compute products in bfloat16; parameters and all
+    that is sent stay float32.
     """
 
     group_rows: str | Sequence[str] = "all"
@@ -85,6 +86,7 @@ class TrainingConfig(LocalTraining):
     exchanges: int = 1
     dtype: str = "float32"
     device: str = "auto"
+    mixed_precision: bool = False
 
     def __post_init__(self) -> None:
         """Check names and ranges."""
@@ -95,6 +97,8 @@ class TrainingConfig(LocalTraining):
         require(0 <= self.momentum < 1, "training.momentum", "in [0, 1)", self.momentum)
         require(self.exchanges in (1, 2), "training.exchanges", "1 or 2", self.exchanges)
         require(self.dtype in ("float32", "float64"), "training.dtype", "float32 or float64", self.dtype)
+        if self.mixed_precision:
+            require(self.dtype == "float32", "training.dtype", "float32 for mixed precision", self.dtype)
         if isinstance(self.group_rows, str):
             require(self.group_rows == "all", "training.group_rows", '"all" or a list', self.group_rows)
 
@@ -105,9 +109,11 @@ class ServerConfig:
 
     A round is committed if at least `min_sites` answered within `round_timeout` seconds and hold at
     least `min_group_records` training records of every group; else it is tried again, `attempts`
-    times in all before the run ends. The last `keep` checkpoints are kept. `monitor` names the figure
-    by which the best model is chosen (`monitor_mode` max or min; null: what is better of it), and
-    training stops after `patience` rounds without improvement (null: never).
+    times in all before the run ends. In mode update, fresh coefficients multiply group rows within a
+    factor `recombination` of those that the sites trained along (null: by the number of local steps).
+    The last `keep` checkpoints are kept. `monitor` names the figure by which the best model is chosen
+    (`monitor_mode` max or min; null: what is better of it), and training stops after `patience` rounds
+    without improvement (null: never).
     """
 
     learning_rate: float = 1.0
@@ -116,6 +122,7 @@ class ServerConfig:
     min_group_records: int = 0
     round_timeout: float = 3600.0
     attempts: int = 3
+    recombination: float | None = None
     keep: int = 2
     monitor: str | None = None
     monitor_mode: str | None = None
@@ -128,6 +135,8 @@ class ServerConfig:
         for name, least in (("min_sites", 1), ("min_group_records", 0), ("attempts", 1), ("keep", 2)):
             value = getattr(self, name)
             require(value >= least, f"server.{name}", f"at least {least}", value)
+        limit = self.recombination
+        require(limit is None or 1 <= limit <= 1e6, "server.recombination", "in [1, 1e6] or null", limit)
         require(self.round_timeout > 0, "server.round_timeout", "positive seconds", self.round_timeout)
         self._check_monitor()
 

@@ -28,7 +28,7 @@ from fedfair.data.encode import (
 )
 from fedfair.data.schema import Schema, SiteRecords
 from fedfair.data.split import Sides, Split, given_sides, hashed_split, split_sides, train_test_split
-from fedfair.device import choose_device, dropout_seeded
+from fedfair.device import check_mixed_precision, choose_device, dropout_seeded
 from fedfair.errors import DataError
 from fedfair.local import SiteUpdate, train
 from fedfair.measure import RecordBounds, measure
@@ -49,6 +49,9 @@ class Workbench:
         dtype = torch.float64 if config.training.dtype == "float64" else torch.float32
         model = build_model(config.model.name, schema, config.model.options, config.seed)
         self.model: MultimodalModel = model.to(self.device, dtype)
+        if config.training.mixed_precision:
+            check_mixed_precision(self.device)
+            self.model.mixed_precision = True
         self.blocks = ParameterBlocks(self.model)
         self.kind = torch.zeros((), dtype=dtype, device=self.device)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fedfair.batch import MultimodalBatch
 from fedfair.config import load
-from fedfair.data.encode import encode
+from fedfair.data.encode import cells, encode
 from fedfair.data.schema import Schema, SiteRecords
 from fedfair.errors import RunError
 from fedfair.models import MultimodalModel, build_model
@@ -41,14 +41,26 @@ class TrainedModel:
     def predict(self, records: SiteRecords) -> NDArray[np.float64]:
         """Return the fused class probabilities [n, C] of raw records, whatever they lack.
 
-        Labels and attributes are not read.
+        Labels are not read, and of attributes those alone that `model.attributes` names.
+
+        Raises
+        ------
+        ShapeError, DataError
+            If the records do not fit the schema, or lack an attribute that the model reads.
         """
         inputs, present = encode(records, self.schema, self.moments)
         kind = next(self.model.parameters())
-        nobody = torch.zeros(len(records), dtype=torch.int64)
-        batch = MultimodalBatch(inputs, present, nobody, nobody).to(kind.device, kind.dtype)
+        nobody, own = torch.zeros(len(records), dtype=torch.int64), torch.from_numpy(self._cells(records))
+        batch = MultimodalBatch(inputs, present, nobody, nobody, own).to(kind.device, kind.dtype)
         probabilities: NDArray[np.float64] = torch.softmax(self.model(batch).double(), 1).numpy()
         return probabilities
+
+    def _cells(self, records: SiteRecords) -> NDArray[np.int64]:
+        """Return the records' cells, as if all were of the first group where the model does not read it."""
+        read, first = self.model.attributes, np.zeros(len(records), np.int64)
+        attributes = {name: first for name in self.schema.attributes if name not in read}
+        attributes |= {name: own for name, own in records.attributes.items() if name in read}
+        return cells(replace(records, attributes=attributes), self.schema)
 
 
 def load_trained(folder: Path, schema: Schema) -> TrainedModel:

@@ -13,6 +13,7 @@ from fedfair.config import Config, load
 from fedfair.coordinator import Coordinator
 from fedfair.dataset import dataset_of
 from fedfair.files import only_one
+from fedfair.networks import with_networks
 from fedfair.provenance import source_digest
 from fedfair.record import RunFolder, next_folder
 from fedfair.site import Workbench
@@ -35,8 +36,8 @@ def main(grid: Grid, context: Context) -> None:
 
     The run config holds `config` (a YAML file, relative to the app), `overrides`
     (``key=value`` separated by ``;``) and `output` (a folder, created; empty for a numbered one
-    in ``~/fedfair-runs``); on a federation also `roster` (which node is which site) and `audit` (the
-    centre's log). A checkpoint in the folder is resumed.
+    in ``~/fedfair-runs``); on a federation also `roster` (which node is which site), `audit` (the
+    centre's log) and `weights` (its folder of stored networks). A checkpoint in the folder is resumed.
     """
     config = resolve(read_config(context))
     path = Path(str(context.run_config.get("output") or default_output(config)))
@@ -48,7 +49,7 @@ def main(grid: Grid, context: Context) -> None:
 def _run(grid: Grid, context: Context, config: Config, folder: RunFolder) -> None:
     adapter = dataset_of(config)
     schema = adapter.schema
-    bench = Workbench(config, schema)
+    bench = Workbench(with_networks(config, _path(context, "weights")), schema)
     coordinator = Coordinator(config, schema, bench.vectors(), server_ledger(config))
     source, run = source_digest(ROOT), str(folder.path)
     registered = _path(context, "roster")

@@ -21,6 +21,7 @@ from fedfair.data.schema import Schema
 from fedfair.dataset import dataset_of
 from fedfair.errors import ConfigError, RunError
 from fedfair.modulation import METHODS
+from fedfair.networks import with_networks
 from fedfair.plain import first_difference
 from fedfair.privacy.accounting import Event, describe
 from fedfair.provenance import source_digest, versions
@@ -75,7 +76,8 @@ def run_experiment(request: Request) -> bool:
         check_sites(adapter)
     arms = list(dict.fromkeys([config.report.baseline] * request.with_baseline + [config.method.name]))
     # Everything that the configuration can get wrong is refused before there is a folder.
-    Coordinator(config, adapter.schema, Workbench(config, adapter.schema).vectors())
+    bench = Workbench(with_networks(config, _networks(request)), adapter.schema)
+    Coordinator(config, adapter.schema, bench.vectors())
     wanted = _describe(request, config, adapter.schema, arms)
     folder, experiment = _open_folder(request, wanted)
     seeds: list[int] = experiment["seeds"]
@@ -116,6 +118,15 @@ def check_sites(adapter: DataAdapter) -> None:
         )
 
 
+def _networks(request: Request) -> Path:
+    """Return where this machine's stored networks are; a hospital says itself where its own are."""
+    if request.federation is None:
+        return Path.cwd()
+    from simulations.federation import networks_of
+
+    return networks_of(request.federation)
+
+
 def _arm_config(config: Config, arm: str, seed: int, folder: Path, request: Request) -> Config:
     method = config.method if arm == config.method.name else METHODS[arm]()
     data, privacy = config.data, config.privacy
@@ -125,6 +136,8 @@ def _arm_config(config: Config, arm: str, seed: int, folder: Path, request: Requ
     if data.path is not None:
         # Flower's engines run elsewhere than here.
         data = dataclasses.replace(data, path=str(Path(data.path).resolve()))
+    if request.engine != FEDERATION:
+        config = with_networks(config, _networks(request))
     return dataclasses.replace(config, seed=seed, method=method, data=data, privacy=privacy)
 
 

@@ -7,7 +7,9 @@ from collections.abc import Collection
 import numpy as np
 from numpy.typing import NDArray
 
+from fedfair.data.pixels import Pixels, Raw
 from fedfair.data.schema import (
+    UNKNOWN,
     Modality,
     Schema,
     SiteRecords,
@@ -32,8 +34,8 @@ def check_site(site: str, sites: Collection[str]) -> None:
         )
 
 
-def checked_raw(records: SiteRecords, name: str, modality: Modality) -> NDArray[np.float32]:
-    """Return a modality's raw values.
+def checked_raw(records: SiteRecords, name: str, modality: Modality) -> Raw:
+    """Return a modality's raw values; of `Pixels` none is read.
 
     Raises
     ------
@@ -41,7 +43,7 @@ def checked_raw(records: SiteRecords, name: str, modality: Modality) -> NDArray[
         If they are absent or not [n, columns] or [n, *shape].
     DataError
         If a value is infinite, a category is no index, a word none of the vocabulary, or an array (or a
-        slice of a volume) is only partly missing.
+        slice of a volume) is only partly missing, or a table or text is `Pixels`.
     """
     tail = (len(modality.columns),) if isinstance(modality, TableModality) else modality.shape
     raw = records.modalities.get(name)
@@ -49,6 +51,10 @@ def checked_raw(records: SiteRecords, name: str, modality: Modality) -> NDArray[
         raise ShapeError(
             f"`{name}` must be {[len(records), *tail]}, got {None if raw is None else list(raw.shape)}"
         )
+    if isinstance(raw, Pixels):
+        if isinstance(modality, TableModality | TextModality):
+            raise DataError(f"`{name}` must be float32, got Pixels: only images and volumes may be these")
+        return raw
     infinite = int(np.isinf(raw).sum())
     if infinite:
         raise DataError(f"`{name}` must be finite or NaN, got {infinite} infinite values")
@@ -112,7 +118,7 @@ def checked_indices(name: str, values: NDArray[np.int64] | None, length: int, si
 
 
 def check_coverage(schema: Schema, counts: NDArray[np.float64]) -> None:
-    """Refuse a class, modality or group without any training record.
+    """Refuse a class, modality or known group without any training record.
 
     Parameters
     ----------
@@ -134,7 +140,7 @@ def check_coverage(schema: Schema, counts: NDArray[np.float64]) -> None:
     for axis, (attribute, groups) in enumerate(attributes.items()):
         totals = by_cell.sum(tuple(i for i in range(by_cell.ndim) if i != axis))
         for name, total in zip(groups, totals, strict=True):
-            if total == 0:
+            if total == 0 and name != UNKNOWN:
                 raise DataError(
                     f"group `{name}` of attribute `{attribute}` must have a training record at some "
                     "site, got none; remove the group or join it to another"

@@ -6,14 +6,14 @@ Foulds et al., arXiv 1807.08362), so pairs are reported, and a crossing can be m
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations, product
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedfair.data.checks import checked_indices
-from fedfair.data.schema import SiteRecords
+from fedfair.data.schema import UNKNOWN, SiteRecords
 from fedfair.errors import ConfigError, nearest
 
 TIMES, AND = "*", " & "
@@ -51,9 +51,18 @@ def axes(attributes: Attributes, name: str, key: str = "attribute") -> tuple[int
 
 def group_names(attributes: Attributes, name: str) -> tuple[str, ...]:
     """Return the groups of an attribute or a crossing, the last attribute's varying fastest."""
+    return tuple(AND.join(parts) for parts in _crossed(attributes, name))
+
+
+def known(attributes: Attributes, name: str) -> NDArray[np.bool_]:
+    """Return whether each of `group_names` is known, [G]: a crossing is if all its parts are."""
+    return np.array([UNKNOWN not in parts for parts in _crossed(attributes, name)])
+
+
+def _crossed(attributes: Attributes, name: str) -> Iterator[tuple[str, ...]]:
+    """Yield each group as those that it crosses."""
     names = list(attributes)
-    crossed = [attributes[names[axis]] for axis in axes(attributes, name)]
-    return tuple(AND.join(parts) for parts in product(*crossed))
+    return product(*(attributes[names[axis]] for axis in axes(attributes, name)))
 
 
 def memberships(records: SiteRecords, attributes: Attributes, name: str) -> NDArray[np.int64]:

@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 
 from fedfair.batch import MultimodalBatch
 from fedfair.data.checks import checked_indices, checked_raw
+from fedfair.data.pixels import Pixels, Raw, observed
 from fedfair.data.schema import Schema, SiteRecords, TableModality, TextModality
 from fedfair.errors import ConfigError, InconsistentUpdates, ShapeError, nearest
+from fedfair.stored import Stored, StoredBatch
 
 FeatureSums = dict[str, NDArray[np.float64]]
 """Per table modality [3, n_numeric]: count, sum and sum of squares of the observed values."""
@@ -44,7 +46,8 @@ def feature_sums(records: SiteRecords, schema: Schema) -> FeatureSums:
     """
     sums = {}
     for name, modality in _tables(schema).items():
-        raw = checked_raw(records, name, modality)[:, _numeric(modality)].astype(np.float64)
+        columns = _numeric(modality)
+        raw = _in_memory(checked_raw(records, name, modality))[:, columns].astype(np.float64)
         value = np.nan_to_num(raw)
         sums[name] = np.stack([np.isfinite(raw).sum(axis=0), value.sum(axis=0), (value**2).sum(axis=0)])
     return sums
@@ -154,16 +157,7 @@ def encode(
         If records or moments do not fit the schema.
     """
     present = torch.from_numpy(observed_modalities(records, schema))
-    inputs: dict[str, torch.Tensor] = {}
-    for name, modality in schema.modalities.items():
-        raw = records.modalities[name]
-        if isinstance(modality, TableModality):
-            value = _encode_table(raw, modality, _moments_of(name, modality, moments))
-        else:
-            value = np.where(np.isnan(raw), 0, raw)
-        kind = np.int64 if isinstance(modality, TextModality) else np.float32
-        inputs[name] = torch.from_numpy(value.astype(kind))
-    return inputs, present
+    return {name: _encoded(records, name, schema, moments) for name in schema.modalities}, present
 
 
 def observed_modalities(records: SiteRecords, schema: Schema) -> NDArray[np.bool_]:
@@ -174,11 +168,8 @@ def observed_modalities(records: SiteRecords, schema: Schema) -> NDArray[np.bool
     ShapeError, DataError
         If the records do not fit the schema.
     """
-    observed = []
-    for name, modality in schema.modalities.items():
-        raw = checked_raw(records, name, modality)
-        observed.append(~np.isnan(raw).all(axis=tuple(range(1, raw.ndim))))
-    return np.stack(observed, axis=1)
+    raws = [checked_raw(records, name, modality) for name, modality in schema.modalities.items()]
+    return np.stack([observed(raw) for raw in raws], axis=1)
 
 
 def to_batch(
@@ -187,7 +178,7 @@ def to_batch(
     moments: Mapping[str, NDArray[np.float64]],
     groups: NDArray[np.int64],
 ) -> MultimodalBatch:
-    """Return the encoded records as one batch.
+    """Return the encoded records as one batch, a `StoredBatch` where some modality is `Pixels`.
 
     Parameters
     ----------
@@ -204,9 +195,14 @@ def to_batch(
     checked_indices("labels", records.labels, len(records), len(schema.classes))
     if groups.shape != (len(records),):
         raise ShapeError(f"`groups` must be [{len(records)}], got {list(groups.shape)}")
-    inputs, present = encode(records, schema, moments)
+    present = torch.from_numpy(observed_modalities(records, schema))
     labels, own, all_cells = map(torch.tensor, (records.labels, groups, cells(records, schema)))
-    return MultimodalBatch(inputs, present, labels, own, all_cells)
+    images = {name: raw for name in schema.modalities if isinstance(raw := records.modalities[name], Pixels)}
+    inputs = {n: _encoded(records, n, schema, moments) for n in schema.modalities if n not in images}
+    if not images:
+        return MultimodalBatch(inputs, present, labels, own, all_cells)
+    stored = {name: Stored(raw) for name, raw in images.items()}
+    return StoredBatch(inputs, present, labels, own, all_cells, stored, tuple(schema.modalities))
 
 
 def cells(records: SiteRecords, schema: Schema) -> NDArray[np.int64]:
@@ -229,6 +225,23 @@ def cells(records: SiteRecords, schema: Schema) -> NDArray[np.int64]:
 def num_cells(schema: Schema) -> int:
     """Return the number of combinations of all attributes' groups (1 without attributes)."""
     return int(np.prod([len(groups) for groups in schema.attributes.values()], dtype=np.int64))
+
+
+def _in_memory(raw: Raw) -> NDArray[np.float32]:
+    return raw.values() if isinstance(raw, Pixels) else raw
+
+
+def _encoded(
+    records: SiteRecords, name: str, schema: Schema, moments: Mapping[str, NDArray[np.float64]]
+) -> torch.Tensor:
+    """Return one modality as the model takes it."""
+    raw, modality = _in_memory(records.modalities[name]), schema.modalities[name]
+    if isinstance(modality, TableModality):
+        value = _encode_table(raw, modality, _moments_of(name, modality, moments))
+    else:
+        value = np.where(np.isnan(raw), 0, raw)
+    kind = np.int64 if isinstance(modality, TextModality) else np.float32
+    return torch.from_numpy(value.astype(kind))
 
 
 def _tables(schema: Schema) -> dict[str, TableModality]:

@@ -11,6 +11,10 @@ MISSING = frozenset({"", "na", "nan", "?"})
 """What stands for a missing value in a table, whatever its case."""
 
 
+REFUSE, LEAVE_OUT, KEEP = "refuse", "leave_out", "keep"
+"""What may be done with a record of whom an attribute is unknown."""
+
+
 def is_missing(text: str) -> bool:
     """Return whether a table's cell holds no value."""
     return text.casefold() in MISSING
@@ -93,6 +97,21 @@ def as_texts(value: object, where: str) -> tuple[str, ...]:
     return texts
 
 
+def as_one_of(value: object, where: str, known: Sequence[str]) -> str:
+    """Return one of the known words.
+
+    Raises
+    ------
+    ConfigError
+        If it is none; the nearest one is named.
+    """
+    if value not in known:
+        raise ConfigError(
+            f"`{where}` must be one of {list(known)}, got {value!r}{nearest(str(value), known)}"
+        )
+    return str(value)
+
+
 def as_integer(value: object, where: str, minimum: int) -> int:
     """Return an integer that is at least `minimum`.
 
@@ -118,3 +137,16 @@ def as_number(value: object, where: str, low: float = -math.inf, high: float = m
     if not (low <= number <= high and math.isfinite(number)):
         raise ConfigError(f"`{where}` must be a finite number in [{low:g}, {high:g}], got {value!r}")
     return number
+
+
+def as_truth(value: object, where: str) -> bool:
+    """Return a truth value.
+
+    Raises
+    ------
+    ConfigError
+        If it is none.
+    """
+    if not isinstance(value, bool):
+        raise ConfigError(f"`{where}` must be true or false, got {value!r}")
+    return value

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from fedfair.data.checks import check_site
 from fedfair.data.options import as_integer, as_mapping, as_number, as_text, as_texts, entries
+from fedfair.data.pixels import concatenated, observed, without
 from fedfair.data.schema import DataAdapter, Schema, SiteRecords
 from fedfair.errors import ConfigError, DataError, nearest
 from fedfair.seeding import numpy_generator
@@ -149,15 +150,13 @@ class Partitioned:
             return records
         rng = numpy_generator(self._seed, "partition", "missing", site)
         names = list(records.modalities)
-        present = np.stack([_observed(records.modalities[name]) for name in names], axis=1)
+        present = np.stack([observed(records.modalities[name]) for name in names], axis=1)
         lost = rng.random(present.shape) < [rates.get(name, 0.0) for name in names]
         # Of those that a record has, one at random stays if all would go.
         kept = np.where(present, rng.random(present.shape), -1.0).argmax(axis=1)
         bare = ~(present & ~lost).any(axis=1)
         lost[np.flatnonzero(bare), kept[bare]] = False
-        modalities = {name: records.modalities[name].copy() for name in names}
-        for m, name in enumerate(names):
-            modalities[name][lost[:, m]] = np.nan
+        modalities = {name: without(records.modalities[name], lost[:, m]) for m, name in enumerate(names)}
         return dataclasses.replace(records, modalities=modalities)
 
 
@@ -189,15 +188,11 @@ def pooled(parts: Sequence[SiteRecords]) -> SiteRecords:
         raise DataError("`parts` must hold the records of a site, got none")
     first, sides = parts[0], [part.sides for part in parts if part.sides is not None]
     return SiteRecords(
-        {name: np.concatenate([part.modalities[name] for part in parts]) for name in first.modalities},
+        {name: concatenated([part.modalities[name] for part in parts]) for name in first.modalities},
         np.concatenate([part.labels for part in parts]),
         {name: np.concatenate([part.attributes[name] for part in parts]) for name in first.attributes},
         np.concatenate(sides) if len(sides) == len(parts) else None,
     )
-
-
-def _observed(raw: NDArray[np.float32]) -> NDArray[np.bool_]:
-    return np.asarray(~np.isnan(raw).all(axis=tuple(range(1, raw.ndim))))
 
 
 def _deal(

@@ -10,6 +10,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from fedfair.data.pixels import Raw
 from fedfair.errors import DataError
 
 
@@ -93,6 +94,9 @@ class TextModality:
 TRAIN, VALIDATION, TEST = 0, 1, 2
 """What a record is for."""
 
+UNKNOWN = "unknown"
+"""The group, the last of its attribute, of the records of whom nobody knows the attribute."""
+
 Modality = TableModality | ArrayModality | VolumeModality | TextModality
 
 
@@ -107,7 +111,8 @@ class Schema:
     classes : tuple[str, ...]
         C class names; a label is the index into it. For C = 2 class 1 is the positive one.
     attributes : Mapping[str, tuple[str, ...]]
-        Each demographic attribute with its group names. Attributes are never model inputs.
+        Each demographic attribute with its group names; they are inputs of no modality. Records of a group
+        `UNKNOWN` train the model like all others, and are left out where groups are compared.
     sites : tuple[str, ...]
         K site names.
     """
@@ -127,6 +132,12 @@ class Schema:
         for name in (*self.modalities, *self.attributes):
             if not name.replace("_", "").replace("-", "").isalnum():
                 raise DataError(f"`{name}` must be letters, digits, - and _ to name a modality or attribute")
+        for name, groups in self.attributes.items():
+            if UNKNOWN in groups[:-1] or list(groups) == [UNKNOWN]:
+                raise DataError(
+                    f"`{UNKNOWN}` must be the last group of `{name}`, after one that is known, got "
+                    f"{list(groups)}; records of whom nobody knows the attribute belong there, others do not"
+                )
 
     def digest(self) -> str:
         """Return a hash of all names, shapes and their order, which two sides compare."""
@@ -140,8 +151,8 @@ class SiteRecords:
 
     Attributes
     ----------
-    modalities : Mapping[str, NDArray[np.float32]]
-        Raw values per modality [n, ...]; NaN where missing.
+    modalities : Mapping[str, Raw]
+        Raw values per modality: float32 [n, ...], NaN where missing; or `Pixels`, for images and volumes.
     labels : NDArray[np.int64]
         [n] in ``0 .. C-1``.
     attributes : Mapping[str, NDArray[np.int64]]
@@ -150,7 +161,7 @@ class SiteRecords:
         [n], `TRAIN`, `VALIDATION` or `TEST`, where the data set itself says what each record is for.
     """
 
-    modalities: Mapping[str, NDArray[np.float32]]
+    modalities: Mapping[str, Raw]
     labels: NDArray[np.int64]
     attributes: Mapping[str, NDArray[np.int64]]
     sides: NDArray[np.int8] | None = None

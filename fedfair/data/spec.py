@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Self
 
-from fedfair.data.options import as_items, as_mapping, as_number, as_text, as_texts, entries
-from fedfair.data.schema import Column, Schema, TableModality
+from fedfair.data.options import (
+    KEEP,
+    REFUSE,
+    as_items,
+    as_mapping,
+    as_number,
+    as_one_of,
+    as_text,
+    as_texts,
+    entries,
+)
+from fedfair.data.schema import UNKNOWN, Column, Schema, TableModality
 from fedfair.errors import ConfigError
 
 
@@ -24,13 +35,21 @@ class Grouping:
     values : Mapping[str, int]
         Index of each raw value. Empty when `edges` are used.
     edges : tuple[float, ...]
-        Ascending cuts, one fewer than `names`; the index is the number of edges <= value.
+        Ascending cuts, one fewer than `names` that they divide; the index is the number of edges <= value.
+    missing : int | None
+        Index of a missing value; None refuses it.
     """
 
     column: str
     names: tuple[str, ...]
     values: Mapping[str, int] = field(default_factory=dict)
     edges: tuple[float, ...] = ()
+    missing: int | None = None
+
+    def keeping_unknown(self) -> Self:
+        """Return the grouping with a last group `UNKNOWN`, where missing values belong."""
+        names = self.names if UNKNOWN in self.names else (*self.names, UNKNOWN)
+        return replace(self, names=names, missing=names.index(UNKNOWN))
 
     @classmethod
     def from_options(cls, options: object, where: str) -> Grouping:
@@ -86,7 +105,7 @@ class TableSpec:
     modalities : Mapping[str, TableModality]
         M modalities, each with its columns: the numeric ones first, then the categorical ones.
     attributes : Mapping[str, Grouping]
-        Each attribute's column and groups. Attributes are never model inputs.
+        Each attribute's column and groups; they are inputs of no modality.
     site : str | None
         The column that names the site, or None when all rows belong to the requested site.
     sites : tuple[str, ...]
@@ -155,6 +174,7 @@ class TableSpec:
               rest: {numeric: [chol], categorical: {cp: [typical, atypical]}}
             attributes: {sex: {column: sex, values: {female: [F], male: [M]}},
                          age: {column: age, edges: [50, 60], names: ["<50", "50-59", "60+"]}}
+            unknown: refuse                # a record without an attribute; keep: in its group `unknown`
 
         Raises
         ------
@@ -162,17 +182,19 @@ class TableSpec:
             If a key or value is unknown, absent or inconsistent.
         """
         where = "data.options"
-        found = entries(options, where, ["label", "modalities"], ["attributes", "site", "sites"])
+        found = entries(options, where, ["label", "modalities"], ["attributes", "unknown", "site", "sites"])
         modalities = as_mapping(found["modalities"], f"{where}.modalities")
-        attributes = as_mapping(found.get("attributes", {}), f"{where}.attributes")
+        attributes = {
+            name: Grouping.from_options(value, f"{where}.attributes.{name}")
+            for name, value in as_mapping(found.get("attributes", {}), f"{where}.attributes").items()
+        }
+        if as_one_of(found.get("unknown", REFUSE), f"{where}.unknown", (REFUSE, KEEP)) == KEEP:
+            attributes = {name: grouping.keeping_unknown() for name, grouping in attributes.items()}
         site, sites = found.get("site"), found.get("sites")
         return cls(
             Grouping.from_options(found["label"], f"{where}.label"),
             {name: _modality(value, f"{where}.modalities.{name}") for name, value in modalities.items()},
-            {
-                name: Grouping.from_options(value, f"{where}.attributes.{name}")
-                for name, value in attributes.items()
-            },
+            attributes,
             None if site is None else as_text(site, f"{where}.site"),
             () if sites is None else as_texts(sites, f"{where}.sites"),
         )

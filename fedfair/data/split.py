@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from fedfair.data.pixels import Pixels, Raw
 from fedfair.data.schema import TEST, TRAIN, VALIDATION, SiteRecords
 from fedfair.errors import DataError
 from fedfair.seeding import numpy_generator
@@ -149,16 +150,23 @@ def hashed_split(
     if not 0 < test_fraction < 1:
         raise DataError(f"`test_fraction` must be in (0, 1), got {test_fraction}")
     salt = f"{seed}\x1f{site}\x1f{purpose}".encode()
-    # Missing values must have one pattern of bits, or equal records could part.
-    columns = [np.where(np.isnan(raw), np.nan, raw) for raw in records.modalities.values()]
-    columns += [records.labels, *records.attributes.values()]
+    columns: list[Raw | Index] = [*records.modalities.values(), records.labels, *records.attributes.values()]
     shares = np.empty(len(records))
     for i in range(len(records)):
         digest = hashlib.sha256(salt)
         for column in columns:
-            digest.update(np.ascontiguousarray(column[i]).tobytes())
+            digest.update(_bytes(column, i))
         shares[i] = int.from_bytes(digest.digest()[:8], "big") / 2.0**64
     return np.flatnonzero(shares >= test_fraction), np.flatnonzero(shares < test_fraction)
+
+
+def _bytes(column: Raw | Index, i: int) -> bytes:
+    """Return a record's values as bytes, the same whether an image is read from 8 bits or not."""
+    if isinstance(column, Pixels):
+        return column[np.array([i])].values().tobytes()
+    own = column[i]
+    # Missing values must have one pattern of bits, or equal records could part.
+    return np.where(np.isnan(own), np.nan, own).tobytes() if own.dtype.kind == "f" else own.tobytes()
 
 
 def _quotas(sizes: Index, test_fraction: float, rng: np.random.Generator) -> Index:

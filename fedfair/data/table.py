@@ -66,7 +66,7 @@ class TableAdapter:
 
     Missing cells (empty, ``NA``, ``NaN``, ``?``) become NaN in a modality. A missing label or
     attribute, or a record without any modality, is refused: what such a record should count for
-    is the hospital's decision, not the reader's.
+    is the hospital's decision, not the reader's. The spec may keep records without an attribute.
 
     Parameters
     ----------
@@ -215,8 +215,9 @@ def _check_modalities(modalities: Mapping[str, NDArray[np.float32]], site: str) 
 def _indices(rows: Sequence[NumberedRow], grouping: Grouping, what: str, site: str) -> NDArray[np.int64]:
     """Return the class or group index [n] of each row."""
     index = np.array([_index(row[grouping.column], grouping, number) for number, row in rows])
-    lacking = int(np.isnan(index).sum())
-    if lacking:
+    if grouping.missing is not None:
+        index[np.isnan(index)] = grouping.missing
+    if lacking := int(np.isnan(index).sum()):
         raise DataError(
             f"`{what}` must be known for every record of {site}, got {lacking} without a value in "
             f"`{grouping.column}`; drop them from the table or add the value"

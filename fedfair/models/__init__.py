@@ -8,7 +8,7 @@ import torch
 
 from fedfair.data.schema import Schema
 from fedfair.errors import ConfigError, nearest
-from fedfair.models._base import Fusion, Head, MultimodalModel, Scores
+from fedfair.models._base import CellEncoder, Fusion, Head, MultimodalModel, Scores
 from fedfair.models._fusion import AttentionFusion, ConcatFusion
 from fedfair.models._late_fusion import late_fusion
 from fedfair.models.encoders import Adapter, adapters
@@ -18,6 +18,7 @@ from fedfair.seeding import derive_seed
 __all__ = [
     "Adapter",
     "AttentionFusion",
+    "CellEncoder",
     "ConcatFusion",
     "Fusion",
     "Head",

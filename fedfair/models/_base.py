@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from fedfair.batch import MultimodalBatch
@@ -64,6 +65,20 @@ class Fusion(nn.Module, ABC):
         return Scores(self.classifier(features), features)
 
 
+class CellEncoder(nn.Module):
+    """An encoder that reads groups: its forward takes the cells [B] of a batch after the inputs.
+
+    Parameters
+    ----------
+    attributes : Collection[str]
+        Those whose groups it reads, without which a record has no embedding.
+    """
+
+    def __init__(self, attributes: Collection[str]) -> None:
+        super().__init__()
+        self.attributes = frozenset(attributes)
+
+
 class MultimodalModel(nn.Module):
     """One encoder and one head per modality, and a fusion network.
 
@@ -73,7 +88,7 @@ class MultimodalModel(nn.Module):
     Parameters
     ----------
     encoders : Mapping[str, nn.Module]
-        Per modality, maps inputs [B, ...] to an embedding [B, p].
+        Per modality, maps inputs [B, ...] to an embedding [B, p]; a `CellEncoder` also reads cells [B].
     heads : Mapping[str, Head]
         Per modality, maps the embedding to unimodal scores.
     fusion : Fusion
@@ -83,6 +98,11 @@ class MultimodalModel(nn.Module):
     ------
     ShapeError
         If encoders and heads do not name the same modalities.
+
+    Attributes
+    ----------
+    mixed_precision : bool
+        Whether encoders compute products in bfloat16; parameters, gradients, heads and fusion stay float32.
     """
 
     encoders: nn.ModuleDict
@@ -99,13 +119,46 @@ class MultimodalModel(nn.Module):
         self.encoders = nn.ModuleDict(encoders)
         self.heads = nn.ModuleDict(heads)
         self.fusion = fusion
+        self.mixed_precision = False
+
+    @property
+    def attributes(self) -> frozenset[str]:
+        """The attributes whose groups some encoder reads; most models read none."""
+        readers = (e for e in self.encoders.values() if isinstance(e, CellEncoder))
+        return frozenset[str]().union(*(reader.attributes for reader in readers))
 
     def encode(self, batch: MultimodalBatch) -> list[Tensor]:
-        """Return M embeddings [B, p], zero where the modality is missing."""
+        """Return M embeddings [B, p], zero where the modality is missing.
+
+        Raises
+        ------
+        ShapeError
+            If an encoder reads groups and the batch has no cells.
+        """
         return [
-            self.encoders[name](batch.modalities[name]) * batch.present[:, m, None]
-            for m, name in enumerate(self.modalities)
+            self._embedded(name, batch) * batch.present[:, m, None] for m, name in enumerate(self.modalities)
         ]
+
+    def _embedded(self, name: str, batch: MultimodalBatch) -> Tensor:
+        """Return an embedding in the model's own type, whatever type the encoder worked in."""
+        if not self.mixed_precision:
+            return self._embedding(name, batch)
+        # No cache: it would hold the weights of one functional call for the next.
+        with torch.autocast(batch.labels.device.type, torch.bfloat16, cache_enabled=False):
+            return self._embedding(name, batch).float()
+
+    def _embedding(self, name: str, batch: MultimodalBatch) -> Tensor:
+        encoder, inputs = self.encoders[name], batch.modalities[name]
+        if isinstance(encoder, CellEncoder):
+            if batch.cells is None:
+                raise ShapeError(
+                    f"`cells` of the batch must be [{len(batch)}] for encoder {name}, which reads "
+                    f"{sorted(encoder.attributes)}, got None; take them from `fedfair.data.encode.cells`"
+                )
+            embedding: Tensor = encoder(inputs, batch.cells)
+        else:
+            embedding = encoder(inputs)
+        return embedding
 
     def unimodal(self, embeddings: Sequence[Tensor]) -> list[Scores]:
         """Return the scores of each unimodal head; they mean nothing where the modality is missing."""

@@ -32,7 +32,7 @@ def late_fusion(
     Parameters
     ----------
     schema : Schema
-        Gives the modalities, their encoded shapes and the number of classes.
+        Gives the modalities, their encoded shapes, the number of classes and the attributes.
     hidden : Sequence[int]
         Hidden widths of every encoder that has some (channels for a CNN).
     embedding_dim : int
@@ -60,7 +60,9 @@ def late_fusion(
                 f"an integer, got {width!r}"
             )
     built = {
-        name: build_encoder(name, spec, embedding_dim, hidden, _choice(name, widths, chosen))
+        name: build_encoder(
+            name, spec, embedding_dim, hidden, _choice(name, widths, chosen), schema.attributes
+        )
         for name, spec in schema.modalities.items()
     }
     classes = len(schema.classes)

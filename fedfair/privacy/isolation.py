@@ -6,12 +6,14 @@ sequence-first layers, by repacking. It runs on made-up records, so it tells not
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fedfair.batch import MultimodalBatch
 from fedfair.blocks import ParameterBlocks
-from fedfair.data.schema import Schema, TextModality, VolumeModality
+from fedfair.data.encode import cells
+from fedfair.data.schema import Schema, SiteRecords, TextModality, VolumeModality
 from fedfair.errors import PrivacyError
 from fedfair.models import MultimodalModel
 from fedfair.seeding import torch_generator
@@ -23,7 +25,8 @@ MADE_UP_SCALE = 0.5  # of made-up parameters: large enough that every path carri
 def made_up_batch(schema: Schema, like: Tensor, groups: int, seed: int = 0) -> MultimodalBatch:
     """Return a few records of standard normal inputs and random words.
 
-    One lacks its first modality, another has half the words and slices.
+    One lacks its first modality, another has half the words and slices. They are of as many groups of
+    every attribute as they can be, the first and the last never of the same.
     """
     generator = torch_generator(seed, "isolation")
     present = torch.ones(RECORDS, len(schema.modalities), dtype=torch.bool)
@@ -38,8 +41,11 @@ def made_up_batch(schema: Schema, like: Tensor, groups: int, seed: int = 0) -> M
         if isinstance(spec, TextModality | VolumeModality):
             value[2, (spec.shape[0] + 1) // 2 :] = 0
         inputs[name] = value * present[:, m].reshape(-1, *[1] * len(spec.shape))
-    labels = torch.arange(RECORDS) % len(schema.classes)
-    batch = MultimodalBatch(inputs, present, labels, torch.arange(RECORDS) % groups)
+    each = np.arange(RECORDS)
+    attributes = {name: each.clip(max=len(own) - 1) for name, own in schema.attributes.items()}
+    known = SiteRecords({}, each % len(schema.classes), attributes)
+    labels, own, all_cells = map(torch.tensor, (known.labels, each % groups, cells(known, schema)))
+    batch = MultimodalBatch(inputs, present, labels, own, all_cells)
     return batch.to(like.device, like.dtype)
 
 

@@ -11,7 +11,7 @@ from fedfair.data.options import as_mapping, as_texts
 from fedfair.errors import ConfigError, nearest
 from fedfair.plain import read_yaml
 
-PATHS = ("data", "ledger", "audit", "key", "roster")
+PATHS = ("data", "weights", "ledger", "audit", "key", "roster")
 FLOOR = ("max-epsilon", "max-delta", "min-noise")
 KEYS = (
     "settings",

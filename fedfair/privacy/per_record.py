@@ -96,6 +96,7 @@ def _arguments(batch: MultimodalBatch, scales: Scales) -> tuple[Mapping[str, Ten
         batch.groups[:, None],
         scales.fused.T[batch.groups],
         scales.unimodal.T[batch.groups],
+        *(() if batch.cells is None else (batch.cells[:, None],)),
     )
 
 
@@ -127,9 +128,10 @@ class _RecordLoss(nn.Module):
         group: Tensor,
         fused_scale: Tensor,
         unimodal_scale: Tensor,
+        cells: Tensor | None = None,
     ) -> Tensor:
         """Return the loss, scaled as it enters each block."""
-        record = MultimodalBatch(inputs, present, label, group)
+        record = MultimodalBatch(inputs, present, label, group, cells)
         embeddings = self.model.encode(record)
         fused = self.model.fusion(embeddings, present)
         entries = [z.detach() for z in embeddings]

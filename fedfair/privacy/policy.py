@@ -17,6 +17,7 @@ from fedfair.budget import dataset_identity, ledger_folder
 from fedfair.config import Config
 from fedfair.data.schema import Schema
 from fedfair.errors import ConfigError, PrivacyError, nearest
+from fedfair.networks import check_networks, with_networks
 from fedfair.privacy import node_settings as read
 from fedfair.privacy.edge import Discreet
 from fedfair.privacy.reticence import Reticent, pathless
@@ -42,6 +43,8 @@ class Policy:
         The file that settings come from.
     data : Path | None
         Its records; with them no other path is read.
+    weights : Path | None
+        Folder of its stored networks; the path of a run's encoder is a name in it.
     ledger : Path | None
         Folder of its ledgers.
     dataset : str | None
@@ -77,6 +80,7 @@ class Policy:
     site: str | None = None
     settings: Path | None = None
     data: Path | None = None
+    weights: Path | None = None
     ledger: Path | None = None
     dataset: str | None = None
     audit: Path | None = None
@@ -115,6 +119,7 @@ class Policy:
             site=read.text(found, "site"),
             settings=settings,
             data=read.place(found, "data"),
+            weights=read.place(found, "weights"),
             ledger=read.place(found, "ledger"),
             dataset=read.text(found, "dataset"),
             audit=read.place(found, "audit"),
@@ -163,12 +168,18 @@ class Policy:
             self._check_names(config)
             self._check_format(config)
             _check_range(config)
+        if self.settings or self.weights:
+            check_networks(config, self.weights)
         if self.binds:
             self._check_floor(config)
 
     def path(self, config: Config) -> str | None:
         """Return where the records of this node are: its own `data`, else what the run says."""
         return config.data.path if self.data is None else str(self.data)
+
+    def networks(self, config: Config) -> Config:
+        """Return the run with its stored networks in this node's `weights`, if it has some."""
+        return with_networks(config, self.weights)
 
     def account(self, config: Config) -> tuple[Path, str]:
         """Return the folder of the site's ledgers, and its data's name there.
@@ -244,8 +255,8 @@ class Policy:
         return Reticent(site) if self.settings or config.secure.enabled else contextlib.nullcontext()
 
     def pathless(self) -> contextlib.AbstractContextManager[None]:
-        """Return what keeps folders of a site with settings out of refusals: they are not for others."""
-        return pathless() if self.settings else contextlib.nullcontext()
+        """Return what keeps folders of a site with such settings out of refusals: they are not for others."""
+        return pathless(self.weights) if self.settings or self.weights else contextlib.nullcontext()
 
     def _check_names(self, config: Config) -> None:
         if self.data is None and config.data.path is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from types import TracebackType
 
 from fedfair.errors import DataError, FedfairError, ShapeError
@@ -29,8 +30,13 @@ class Reticent(Discreet):
 
 
 @contextlib.contextmanager
-def pathless() -> Iterator[None]:
+def pathless(folder: Path | None = None) -> Iterator[None]:
     """Keep folders out of refusals.
+
+    Parameters
+    ----------
+    folder : Path | None
+        What lies in it is told by its name there.
 
     Raises
     ------
@@ -40,7 +46,8 @@ def pathless() -> Iterator[None]:
     try:
         yield
     except FedfairError as error:
-        told = _PATH.sub(r"`\1`", str(error))
+        told = str(error) if folder is None else str(error).replace(f"{folder}/", "")
+        told = _PATH.sub(r"`\1`", told)
         if told == str(error):
             raise
         raise type(error)(told) from None

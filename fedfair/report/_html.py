@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from fedfair.data.schema import UNKNOWN
 from fedfair.metrics import auc_bound
 from fedfair.report import _privacy, _rounds, _sums, _tables
 from fedfair.report._load import Experiment, load
@@ -72,6 +73,7 @@ def _context(experiment: Experiment) -> dict[str, Any]:
         "style": STYLE,
         "binary": len(experiment.schema["classes"]) == 2,
         "groups": experiment.groups,
+        "masked": any(UNKNOWN in groups for groups in experiment.attributes.values()),
         "seed_counts": seed_counts,
         "many": max(seed_counts) > 1,
         "totals": _totals(experiment, patients),

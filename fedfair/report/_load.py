@@ -6,10 +6,11 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
-from fedfair.data.crossing import group_names
+from fedfair.data.crossing import group_names, known
 from fedfair.errors import RunError
 from fedfair.report._evaluation import Evaluation, load_evaluation, metrics_of
 from fedfair.uploads import ALL
@@ -100,6 +101,11 @@ class Experiment:
     def groups(self) -> tuple[str, ...]:
         """Groups of the modulated attribute or crossing."""
         return group_names(self.attributes, self.attribute)
+
+    @property
+    def known_groups(self) -> tuple[str, ...]:
+        """Those of `groups` that are compared, and that methods see."""
+        return tuple(compress(self.groups, known(self.attributes, self.attribute)))
 
     @property
     def cells(self) -> tuple[int, ...]:

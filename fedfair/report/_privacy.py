@@ -226,7 +226,7 @@ def _rows(experiment: Experiment, record: Record) -> list[ReleasedRow]:
     heads = ["all together (fused)", *experiment.schema["modalities"]]
     rows = []
     for h, head in enumerate(heads):
-        for g, group in enumerate(experiment.groups):
+        for g, group in enumerate(experiment.known_groups):
             auc, auc_sd, resolved, *rest = (number(seen[key][h][g]) for key in keys)
             rows.append(ReleasedRow(head, group, auc, auc_sd, bool(resolved), *rest))
     return rows

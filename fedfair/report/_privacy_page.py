@@ -87,8 +87,8 @@ explain
 <th>kept</th><th>gap in relative loss</th><th>kept</th></tr></thead>
 <tbody>
 {% for row in table.rows %}
-<tr{% if row.group != groups[-1] %} class="inner"{% endif %}>
-<th scope="row">{{ row.head if row.group == groups[0] }}</th><th scope="row">{{ row.group }}</th>
+<tr{% if row.group != x.known_groups[-1] %} class="inner"{% endif %}>
+<th scope="row">{{ row.head if row.group == x.known_groups[0] }}</th><th scope="row">{{ row.group }}</th>
 {% if row.resolved %}
 <td>{{ row.auc|number }} ± {{ row.auc_sd|number }}</td><td>{{ spread(row.auc_gap, row.auc_gap_sd) }}</td>
 <td>{{ row.auc_kept|number }}</td>

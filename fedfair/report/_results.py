@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from fedfair.bootstrap import Interval, metric_intervals
-from fedfair.data.crossing import axes
+from fedfair.data.crossing import axes, known
 from fedfair.report._load import Experiment, Record
 from fedfair.seeding import numpy_generator
 from fedfair.signals import Signals
@@ -144,6 +144,7 @@ def resampled(experiment: Experiment, signals: Signals, attribute: str, *labels:
         experiment.resamples,
         numpy_generator(experiment.shown_seed, "report", attribute, *labels),
         experiment.min_count,
+        known=known(experiment.attributes, attribute),
     )
 
 

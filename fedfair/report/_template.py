@@ -45,7 +45,8 @@ Only runs that reached round {{ x.rounds }}
 held out{% endif %}: <b>{{ x.baseline }}</b>, the baseline
 {%- for arm in x.arms[1:] %}, {{ "and " if loop.last }}<b>{{ arm }}</b>{% endfor %}.
 Records never leave their site. {{ x.schema.modalities|length }} modalities
-({{ x.schema.modalities|join(", ") }}) predict {{ x.schema.classes|join(" or ") }}. The modulated attribute is
+({{ x.schema.modalities|join(", ") }}) predict {{ x.schema.classes[:-1]|join(", ") }} or
+{{ x.schema.classes[-1] }}. The modulated attribute is
 <b>{{ x.attribute }}</b> ({{ groups|join(", ") }}). {{ x.rounds }} rounds, {{ x.seeds|length }}
 seed{{ "s" if x.seeds|length > 1 }}; each seed draws its own split, initial model and order of records.</p>
 {% if sums %}
@@ -131,8 +132,12 @@ One seed, with the 95% bootstrap interval over test records below: it leaves out
 {% endif %}
 <p class="note">{% for m in metrics %}<b>{{ m.label }}</b>: {{ m.meaning }}. {% endfor %}
 Groups are those of {{ x.attribute }}; the decision threshold is 0.5.
+{% if masked %}
+A group “unknown” holds the records of whom nobody knows the attribute: they count in every figure over all
+records, and in none that compares groups.
+{% endif %}
 {% if not binary %}
-With {{ x.schema.classes|length }} classes every metric is the mean of one class against the rest.
+With {{ x.schema.classes|length }} classes AUCs, DPD and DEOdds are means over classes, each against the rest.
 {% endif %}
 n.e.: not estimable, see Limits.
 {% if released %}Every figure is made of noised sums; bootstrap intervals speak of that noise too.{% endif %}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from simulations.federation.app_code import build_code, code_hash
-from simulations.federation.engine import run_on_federation
+from simulations.federation.engine import networks_of, run_on_federation
 from simulations.federation.supervisor import start
 
-__all__ = ["build_code", "code_hash", "run_on_federation", "start"]
+__all__ = ["build_code", "code_hash", "networks_of", "run_on_federation", "start"]

@@ -76,6 +76,11 @@ class Centre:
         return self.folder / "centre"
 
     @property
+    def weights(self) -> Path:
+        """Stored networks that runs name; made by whoever needs it."""
+        return self.root / "weights"
+
+    @property
     def state(self) -> Path:
         """Logs, Flower's settings, which key is which node."""
         return self.root / "state"

@@ -49,7 +49,8 @@ def run_on_federation(run_config: RunConfig, federation: Path, root: Path, min_s
     folder = Path(str(run_config["output"]))
     run_id = _going_on(centre, folder)
     if run_id is None:
-        values = {**run_config, "roster": str(centre.state / ROSTER), "audit": str(centre.state / AUDIT)}
+        own = {"roster": centre.state / ROSTER, "audit": centre.state / AUDIT, "weights": centre.weights}
+        values = {**run_config, **{key: str(place) for key, place in own.items()}}
         with tempfile.TemporaryDirectory(prefix="fedfair-") as scratch:
             run_id = centre.submit(build_code(root, Path(scratch)), values)
         (folder / RUN_ID).write_text(run_id, encoding="utf-8")
@@ -60,6 +61,17 @@ def run_on_federation(run_config: RunConfig, federation: Path, root: Path, min_s
             centre.stop(run_id)
             raise
     _check(ended, folder)
+
+
+def networks_of(federation: Path) -> Path:
+    """Return the folder of the centre's stored networks.
+
+    Raises
+    ------
+    RunError
+        If the federation's folder is none.
+    """
+    return Centre.open(federation).weights
 
 
 def _going_on(centre: Centre, folder: Path) -> str | None:

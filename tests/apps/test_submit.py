@@ -34,7 +34,7 @@ class PretendCentre:
     """Answers as the SuperLink would; a submitted run is run at once, on this process's grid."""
 
     def __init__(self, state: Path) -> None:
-        self.state = self.root = state
+        self.state = self.root = self.weights = state
         self.calls: list[str] = []
         self.values: Mapping[str, Any] = {}
         self.online: list[list[str]] = [["2", "3", "4", "5"]]
@@ -108,6 +108,7 @@ def test_a_submitted_run_has_the_bits_of_the_simulation(
         "output": str(arm),
         "roster": str(centre.state / "nodes.json"),
         "audit": str(centre.state / "audit.jsonl"),
+        "weights": str(centre.weights),
     }
     assert [e["event"] for e in entries(centre.state / "audit.jsonl")][-1] == "run-ended"
     assert (arm / "serverapp.log").read_text() == "log of 77"

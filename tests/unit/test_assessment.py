@@ -142,6 +142,66 @@ def test_multi_class_table_averages_over_classes() -> None:
     assert math.isnan(table.accuracy)
 
 
+UNKNOWN_AGE = np.array([True, True, False])
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_unknown_groups_count_in_what_is_over_all_records_and_are_compared_with_none(classes: int) -> None:
+    data = records(classes)
+    table = assess(signals(data), CELLS, 1, known=UNKNOWN_AGE)
+    scores, old = binned(data.logits[0]), data.age < 2
+    scored = (1,) if classes == 2 else range(classes)
+
+    def auc(rows: NDArray[np.bool_]) -> float:
+        return float(
+            np.mean([sklearn.roc_auc_score(data.labels[rows] == c, scores[rows, c]) for c in scored])
+        )
+
+    overall, by_group = auc(data.age >= 0), [auc(data.age == g) for g in range(3)]
+    assert table.auc == pytest.approx(overall, abs=EXACT)
+    assert [group.auc for group in table.groups] == pytest.approx(by_group, abs=EXACT)
+    apart = sum(abs(value - overall) for value in by_group[:2])
+    assert table.es_auc == pytest.approx(overall / (1 + apart), abs=EXACT)
+    assert table.worst_group_auc == pytest.approx(min(by_group[:2]), abs=EXACT)
+    assert table.worst_group == np.argmin(by_group[:2])
+    fair = {"sensitive_features": data.age[old]}
+    for found, metric in (
+        (table.dpd, fairlearn.demographic_parity_difference),
+        (table.deodds, fairlearn.equalized_odds_difference),
+    ):
+        each = [metric(data.labels[old] == c, scores[old, c] > 0.5, **fair) for c in scored]
+        assert found == pytest.approx(np.mean(each), abs=EXACT)
+    alike = assess(signals(data), CELLS, 1)
+    assert (table.auc, table.accuracy, table.log_loss) == (
+        alike.auc,
+        pytest.approx(alike.accuracy, nan_ok=True, abs=0),
+        alike.log_loss,
+    )
+    assert (table.groups, table.unimodal_auc) == (alike.groups, alike.unimodal_auc)
+    # The worst of all is not the worst of those that are compared, in one of the two orders.
+    worst = int(np.argmin(by_group))
+    assert assess(signals(data), CELLS, 1, known=np.arange(3) != worst).worst_group != worst
+
+
+def test_of_fewer_than_two_known_groups_no_difference_is_estimable() -> None:
+    one, none = (
+        assess(signals(records(2)), CELLS, 0, known=np.array(k)) for k in ([True, False], [False] * 2)
+    )
+    assert math.isnan(one.dpd)
+    assert math.isnan(one.deodds)
+    assert (one.worst_group, one.worst_group_auc) == (0, one.groups[0].auc)
+    for value in (none.es_auc, none.dpd, none.deodds, none.worst_group_auc):
+        assert math.isnan(value)
+    assert none.worst_group is None
+    assert none.auc == one.auc
+    assert not math.isnan(none.groups[1].auc)
+
+
+def test_all_groups_known_is_the_table_without_a_mask() -> None:
+    some = signals(records(2))
+    assert assess(some, CELLS, 1, known=np.ones(3, bool)) == assess(some, CELLS, 1)
+
+
 def test_small_groups_are_not_estimable_and_counted() -> None:
     data = records(2)
     rare = np.flatnonzero((data.age == 0) & (data.labels == 1))[4:]

@@ -262,3 +262,41 @@ def test_groups_hidden_by_noise_stay_out_of_every_interval() -> None:
         width = without[name].high - without[name].low
         # As for exact signals: the error of a quantile of 2000 deviations is 3 % of it (1 sd).
         assert with_few[name].high - with_few[name].low == pytest.approx(width, rel=0.12)
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_an_unknown_group_is_in_no_interval_of_a_comparison(classes: int) -> None:
+    """The same resamples, whose unknown group is thrown away before groups are compared."""
+    rng, known = np.random.default_rng(0), np.array([True, False, True])
+    by_class = np.stack([population(rng, 300, (1.0, 0.1, 1.8)) for _ in range(classes)], 1)
+    some = as_signals(by_class)
+    found = metric_intervals(some, (3,), 0, 400, np.random.default_rng(5), known=known)
+    whole = metric_intervals(some, (3,), 0, 400, np.random.default_rng(5))
+    for same in ("auc", "group_auc/0", "group_auc/1", "group_auc/2"):
+        assert found[same] == whole[same]
+    table, draws = assess(some, (3,), 0, known=known), np.random.default_rng(5)
+    moved: dict[str, list[Array]] = {name: [] for name in ("es_auc", "dpd", "deodds", "worst_group_auc")}
+    aucs = np.array([group.auc for group in table.groups])[known]
+    for t in range(classes):
+        drawn, seen = bootstrap(by_class[:, t], lambda h: h, 400, draws), by_class[:, t]
+        overall = metrics.auc(drawn.sum(1)) - metrics.auc(seen.sum(0))
+        groups = metrics.auc(drawn[:, known]) - metrics.auc(seen[known])
+        pairs = zip(metrics.rates(drawn[:, known]), metrics.rates(seen[known]), strict=True)
+        rates = [np.ptp(one - other, axis=-1) for one, other in pairs]
+        gaps = np.abs(groups - overall[:, None]).sum(-1)
+        apart = 1 + np.abs(aucs - table.auc).sum()
+        moved["es_auc"].append((np.abs(overall) + table.es_auc * gaps) / apart)
+        moved["dpd"].append(rates[0])
+        moved["deodds"].append(np.maximum(rates[1], rates[2]))
+        moved["worst_group_auc"].append(np.abs(groups).max(-1))
+    for name, deviations in moved.items():
+        wanted = deviation_interval(getattr(table, name), np.stack(deviations, -1))
+        assert (found[name].low, found[name].high) == pytest.approx((wanted.low, wanted.high), abs=1e-12)
+        assert (found[name].low, found[name].high) != (whole[name].low, whole[name].high)
+
+
+def test_one_known_group_has_no_interval_of_a_difference() -> None:
+    some = as_signals(population(np.random.default_rng(0), 200, (1.0, 1.0)))
+    found = metric_intervals(some, (2,), 0, 20, np.random.default_rng(0), known=np.array([True, False]))
+    assert np.isnan([found[name].high for name in ("dpd", "deodds")]).all()
+    assert not np.isnan([found[name].high for name in ("auc", "worst_group_auc", "group_auc/1")]).any()

@@ -16,10 +16,12 @@ MAY_MISS = "; add it, or set `data.options.allow_missing: true`"
 
 
 def group_of(entry: Entry, name: str, settings: Settings) -> int | None:
-    """Return a record's group of an attribute, None where nobody knows it."""
+    """Return a record's group of an attribute; None where nobody knows it and such records do not stay."""
     if name != AGE_GROUP:
-        return entry.attributes[name]
-    return None if entry.age is None else bisect_right(settings.age_edges, entry.age)
+        group = entry.attributes[name]
+    else:
+        group = None if entry.age is None else bisect_right(settings.age_edges, entry.age)
+    return len(settings.groups[name]) - 1 if group is None and settings.keeps_unknown else group
 
 
 def reason_against(entry: Entry, settings: Settings, texts: Mapping[str, str]) -> str | None:

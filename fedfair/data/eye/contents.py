@@ -2,34 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 from zipfile import ZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedfair.data.cache import Wanted, images, key_of
 from fedfair.data.eye.aliases import UNKNOWN
 from fedfair.data.eye.images import oct_volume, slo_image
+from fedfair.data.eye.index import default_cache
 from fedfair.data.eye.notes import text_of
-from fedfair.data.eye.profiles import ARRAYS, FIELD, NOTE
+from fedfair.data.eye.profiles import ARRAYS
 from fedfair.data.eye.records import Entry
 from fedfair.data.eye.scalars import array_of, keys_of, opened, scalar_of
 from fedfair.data.eye.settings import DEVIATIONS, Settings
-from fedfair.data.schema import Modality, TableModality, TextModality, VolumeModality
+from fedfair.data.pixels import Codes, Raw
+from fedfair.data.schema import TextModality, VolumeModality
 from fedfair.data.words import to_words
 from fedfair.errors import DataError
 
-Values = NDArray[np.float32]
-_READERS = 4
+_VERSION = 1
+"""Of what is done to an image; one more makes all kept images out of date."""
 
 
 def modality_values(
-    settings: Settings, root: Path, entries: Sequence[Entry], texts: Mapping[str, str]
-) -> dict[str, Values]:
-    """Return the raw values of every chosen modality, float32 [n, ...], NaN where a record lacks it.
+    settings: Settings, root: Path, entries: Sequence[Entry], texts: Mapping[str, str], site: str
+) -> dict[str, Raw]:
+    """Return the raw values of every chosen modality: `Pixels`, or float32 [n, ...] with NaN where missing.
+
+    Images that are kept from another time are not read again unless a file has another size or time.
 
     Parameters
     ----------
@@ -41,54 +48,79 @@ def modality_values(
         n records.
     texts : Mapping[str, str]
         Notes from a table of notes, by name.
+    site : str
+        Whose records they are.
 
     Raises
     ------
     DataError
         If a member is damaged or not what it must be; it names member and file.
     """
-    chosen = settings.modalities
-    values = {
-        name: np.full((len(entries), *_raw_shape(modality)), np.nan, np.float32)
-        for name, modality in chosen.items()
-    }
+    wanted = {name: _wanted(settings, name, site, entries) for name in settings.arrays}
+    cache = default_cache(root) if settings.cache else None
 
-    def fill(place: int) -> None:
+    def paint(place: int, names: Collection[str]) -> dict[str, Codes]:
         entry = entries[place]
-        try:
-            _fill(settings, root / entry.file.path, entry, {n: value[place] for n, value in values.items()})
-            if isinstance(note := chosen.get(NOTE), TextModality):
-                text = text_of(root, entry, settings.text_field, texts)
-                values[NOTE][place] = to_words([text], note)[0]
-        except DataError as error:
-            raise DataError(f"{error}, got otherwise in {entry.file.path}; mend or copy it") from error
+        seen = [name for name in names if name in entry.seen]
+        with _named(entry):
+            # No file is opened for what it lacks.
+            return _painted(settings, root / entry.file.path, seen) if seen else {}
 
-    with ThreadPoolExecutor(_READERS) as pool:
-        for _ in pool.map(fill, range(len(entries))):
-            pass
-    return values
-
-
-def _raw_shape(modality: Modality) -> tuple[int, ...]:
-    """Return the shape of one record's raw values."""
-    return (len(modality.columns),) if isinstance(modality, TableModality) else modality.shape
+    kept = images(wanted, len(entries), paint, settings.workers, cache)
+    others: dict[str, Raw] = {
+        name: _others(settings, name, root, entries, texts)
+        for name in settings.modalities
+        if name not in kept
+    }
+    return {name: kept[name] if name in kept else others[name] for name in settings.modalities}
 
 
-def _fill(settings: Settings, path: Path, entry: Entry, rows: Mapping[str, Values]) -> None:
-    """Fill one record's arrays and visual field; no file is opened for what it lacks."""
-    wanted = [name for name in rows if name in entry.seen or name == FIELD]
-    if not wanted:
-        return
+@contextlib.contextmanager
+def _named(entry: Entry) -> Iterator[None]:
+    """Say in an error which file it is."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{error}, got otherwise in {entry.file.path}; mend or copy it") from error
+
+
+def _wanted(settings: Settings, name: str, site: str, entries: Sequence[Entry]) -> Wanted:
+    modality = settings.modalities[name]
+    volume = isinstance(modality, VolumeModality)
+    files = [(tuple(entry.file), name in entry.seen) for entry in entries]
+    key = key_of(_VERSION, modality, settings.profile.transposed, files)
+    return Wanted(modality.shape, volume, f"{settings.label.name}/{site}/{name}", key)
+
+
+def _painted(settings: Settings, path: Path, names: Sequence[str]) -> dict[str, Codes]:
+    """Return a record's images."""
     with opened(path) as archive:
-        for name in wanted:
-            if name == FIELD:
-                rows[name][:] = _visual_field(archive, entry)
-                continue
-            raw, modality = array_of(archive, ARRAYS[name].key), settings.modalities[name]
-            if isinstance(modality, VolumeModality):
-                rows[name][:] = oct_volume(raw, *modality.shape[:2])
-            else:
-                rows[name][:] = slo_image(raw, modality.shape[-1], settings.profile.transposed)
+        return {name: _image(settings, name, array_of(archive, ARRAYS[name].key)) for name in names}
+
+
+def _image(settings: Settings, name: str, raw: NDArray[Any]) -> Codes:
+    modality = settings.modalities[name]
+    if isinstance(modality, VolumeModality):
+        return oct_volume(raw, *modality.shape[:2])
+    return slo_image(raw, modality.shape[-1], settings.profile.transposed)
+
+
+def _others(
+    settings: Settings, name: str, root: Path, entries: Sequence[Entry], texts: Mapping[str, str]
+) -> NDArray[np.float32]:
+    """Return the words of the notes, or the visual fields."""
+    modality = settings.modalities[name]
+
+    def row(entry: Entry) -> NDArray[np.float32]:
+        with _named(entry):
+            if isinstance(modality, TextModality):
+                (words,) = to_words([text_of(root, entry, settings.text_field, texts)], modality)
+                return np.asarray(words)
+            with opened(root / entry.file.path) as archive:
+                return np.array(_visual_field(archive, entry), np.float32)
+
+    with ThreadPoolExecutor(settings.workers) as pool:
+        return np.stack(list(pool.map(row, entries)))
 
 
 def _visual_field(archive: ZipFile, entry: Entry) -> list[float]:

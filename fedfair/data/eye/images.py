@@ -1,4 +1,4 @@
-"""Images as float32 in 0 .. 1, resized to a square by area or bilinear weights, in NumPy alone."""
+"""Images at 8 bits, resized to a square by area or bilinear weights, in NumPy alone."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedfair.data.pixels import Codes
 from fedfair.errors import DataError
 
-Image = NDArray[np.float32]
 
-
-def resize(images: NDArray[Any], size: int) -> Image:
+def resize(images: NDArray[Any], size: int) -> NDArray[np.float32]:
     r"""Return images [..., size, size] from [..., H, W].
 
     Rows and columns are weighted apart, ``A_H X A_W^T``. Along an axis of n pixels: for ``n >= size`` by
@@ -31,8 +30,8 @@ def resize(images: NDArray[Any], size: int) -> Image:
     return np.asarray(rows @ images.astype(np.float32) @ columns.T, dtype=np.float32)
 
 
-def slo_image(raw: NDArray[Any], size: int, transposed: bool) -> Image:
-    """Return an SLO fundus image [1, size, size] in 0 .. 1.
+def slo_image(raw: NDArray[Any], size: int, transposed: bool) -> Codes:
+    """Return an SLO fundus image [1, size, size].
 
     Parameters
     ----------
@@ -49,11 +48,11 @@ def slo_image(raw: NDArray[Any], size: int, transposed: bool) -> Image:
         If a value is outside 0 .. 255.
     """
     upright = raw.T if transposed else raw
-    return _unit(resize(_in_range(upright, "slo_fundus"), size))[None]
+    return _codes(resize(_in_range(upright, "slo_fundus"), size))[None]
 
 
-def oct_volume(raw: NDArray[Any], slices: int, size: int) -> Image:
-    """Return an OCT volume [slices, size, size] in 0 .. 1, NaN for slices that the record does not have.
+def oct_volume(raw: NDArray[Any], slices: int, size: int) -> Codes:
+    """Return an OCT volume [taken, size, size], as many slices as the record has, at most `slices`.
 
     Parameters
     ----------
@@ -72,14 +71,12 @@ def oct_volume(raw: NDArray[Any], slices: int, size: int) -> Image:
     """
     taken = min(slices, len(raw))
     index = (2 * np.arange(taken) + 1) * len(raw) // (2 * taken)
-    volume = np.full((slices, size, size), np.nan, np.float32)
-    volume[:taken] = _unit(resize(_in_range(raw[index], "oct_bscans"), size))
-    return volume
+    return _codes(resize(_in_range(raw[index], "oct_bscans"), size))
 
 
-def _unit(images: Image) -> Image:
-    """Return 0 .. 255 as 0 .. 1, where rounding may have gone beyond."""
-    return np.asarray(np.clip(images / np.float32(255), 0, 1), np.float32)
+def _codes(images: NDArray[np.float32]) -> Codes:
+    """Return the nearest whole numbers: the 8 bits of the files themselves."""
+    return np.clip(np.rint(images), 0, 255).astype(np.uint8)
 
 
 def _in_range(raw: NDArray[Any], key: str) -> NDArray[Any]:

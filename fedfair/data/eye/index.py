@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+from fedfair.data.cache import user_cache
 from fedfair.data.eye.aliases import AGE, ATTRIBUTES, DISEASES, LEAKS
 from fedfair.data.eye.layout import NpzFile
 from fedfair.data.eye.profiles import ARRAYS, NOTE
@@ -97,11 +97,8 @@ def facts_of_file(path: Path) -> Facts:
 
 def default_cache(root: Path) -> Path | None:
     """Return the user's own folder for what is known of the files under `root`, None without a home."""
-    try:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    except RuntimeError:
-        return None
-    return Path(base) / "fedfair" / hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]
+    base = user_cache()
+    return None if base is None else base / hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]
 
 
 def _key(file: NpzFile) -> str:

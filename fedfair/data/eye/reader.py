@@ -77,8 +77,8 @@ class EyeAdapter:
     def load(self, site: str) -> SiteRecords:
         """Return the records of `site`, ordered by their files' paths.
 
-        A record whose label or chosen attribute nobody knows, or that has none of the chosen modalities,
-        is left out; see `left_out`.
+        A record whose label nobody knows, or that has none of the chosen modalities, is left out, as is one
+        whose chosen attribute nobody knows, unless the options keep it; see `left_out`.
 
         Raises
         ------
@@ -87,7 +87,7 @@ class EyeAdapter:
         """
         with self._names_kept():
             entries = self._chosen(site).entries
-            values = modality_values(self.settings, self._layout.root, entries, self._texts)
+            values = modality_values(self.settings, self._layout.root, entries, self._texts, site)
         return SiteRecords(
             values,
             np.array([entry.label for entry in entries], np.int64),

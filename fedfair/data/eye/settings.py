@@ -5,11 +5,30 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from fedfair.data.cache import default_workers
 from fedfair.data.eye.aliases import ATTRIBUTES, Field
 from fedfair.data.eye.notes import EXTRA, SUMMARY, TEXT_FIELDS
 from fedfair.data.eye.profiles import ARRAYS, FIELD, NOTE, Profile
-from fedfair.data.options import as_integer, as_items, as_text, as_texts, entries
-from fedfair.data.schema import ArrayModality, Column, Modality, TableModality, TextModality, VolumeModality
+from fedfair.data.options import (
+    KEEP,
+    LEAVE_OUT,
+    as_integer,
+    as_items,
+    as_one_of,
+    as_text,
+    as_texts,
+    as_truth,
+    entries,
+)
+from fedfair.data.schema import (
+    UNKNOWN,
+    ArrayModality,
+    Column,
+    Modality,
+    TableModality,
+    TextModality,
+    VolumeModality,
+)
 from fedfair.errors import ConfigError, nearest
 
 AGE_GROUP = "age_group"
@@ -23,6 +42,7 @@ _DEFAULTS: Mapping[str, object] = {
     "size": 64,
     "slices": 8,
     "attributes": ["race", "sex"],
+    "unknown": LEAVE_OUT,
     "age_edges": [50, 65],
     "text_field": SUMMARY,
     "words": 64,
@@ -34,6 +54,7 @@ _DEFAULTS: Mapping[str, object] = {
     "allow_leakage": False,
     "allow_missing": False,
     "cache": True,
+    "workers": None,
 }
 
 
@@ -45,6 +66,7 @@ class Settings:
     label: Field
     modalities: Mapping[str, Modality]
     attributes: tuple[str, ...]
+    keeps_unknown: bool
     age_edges: tuple[int, ...]
     text_field: str
     sites: tuple[str, ...] | None
@@ -53,11 +75,13 @@ class Settings:
     official: bool
     allow_missing: bool
     cache: bool
+    workers: int
 
     @property
     def groups(self) -> dict[str, tuple[str, ...]]:
-        """Return each chosen attribute's groups."""
-        return {name: self._groups_of(name) for name in self.attributes}
+        """Return each chosen attribute's groups; that of unknowns comes last, if they are kept."""
+        last = (UNKNOWN,) if self.keeps_unknown else ()
+        return {name: (*self._groups_of(name), *last) for name in self.attributes}
 
     @property
     def arrays(self) -> tuple[str, ...]:
@@ -87,7 +111,7 @@ def read_settings(profile: Profile, options: object) -> Settings:
     """
     found = {**_DEFAULTS, **entries(options, WHERE, optional=_DEFAULTS)}
     label = profile.disease(as_text(found["disease"], f"{WHERE}.disease"))
-    leaks = _truth(found, "allow_leakage")
+    leaks = as_truth(found["allow_leakage"], f"{WHERE}.allow_leakage")
     text_field = _one_of(found, "text_field", TEXT_FIELDS)
     if text_field == EXTRA and not leaks:
         raise _leak("text_field", EXTRA, "the note with the patient's demographics in front of it")
@@ -97,14 +121,18 @@ def read_settings(profile: Profile, options: object) -> Settings:
         label,
         _modalities(profile, found, leaks),
         _chosen(found["attributes"], "attributes", (*ATTRIBUTES, AGE_GROUP)),
+        as_one_of(found["unknown"], f"{WHERE}.unknown", (LEAVE_OUT, KEEP)) == KEEP,
         _edges(found["age_edges"]),
         text_field,
         sites,
         None if found["site_file"] is None else as_text(found["site_file"], f"{WHERE}.site_file"),
         as_text(found["site_tables"], f"{WHERE}.site_tables"),
         _one_of(found, "split", _SPLITS) == "official",
-        _truth(found, "allow_missing"),
-        _truth(found, "cache"),
+        as_truth(found["allow_missing"], f"{WHERE}.allow_missing"),
+        as_truth(found["cache"], f"{WHERE}.cache"),
+        default_workers()
+        if found["workers"] is None
+        else as_integer(found["workers"], f"{WHERE}.workers", 1),
     )
 
 
@@ -149,14 +177,6 @@ def _chosen(value: object, option: str, known: Sequence[str]) -> tuple[str, ...]
 def _one_of(found: Mapping[str, object], option: str, known: Sequence[str]) -> str:
     """Return one known name."""
     return _chosen([found[option]], option, known)[0]
-
-
-def _truth(found: Mapping[str, object], option: str) -> bool:
-    """Return a truth value."""
-    value = found[option]
-    if not isinstance(value, bool):
-        raise ConfigError(f"`{WHERE}.{option}` must be true or false, got {value!r}")
-    return value
 
 
 def _edges(value: object) -> tuple[int, ...]:

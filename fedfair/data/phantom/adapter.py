@@ -2,18 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedfair.data.cache import Wanted, default_workers, images, key_of, user_cache
 from fedfair.data.checks import check_site
-from fedfair.data.options import as_integer, as_mapping, as_texts
+from fedfair.data.options import (
+    KEEP,
+    LEAVE_OUT,
+    as_integer,
+    as_mapping,
+    as_one_of,
+    as_texts,
+    as_truth,
+)
 from fedfair.data.phantom.notes import note_of
 from fedfair.data.phantom.patients import RECORDED, Patients, draw_patients
 from fedfair.data.phantom.pictures import oct_of, slo_of
 from fedfair.data.phantom.spec import MODALITIES, PhantomSpec
-from fedfair.data.schema import ArrayModality, Modality, Schema, SiteRecords, TextModality, VolumeModality
+from fedfair.data.phantom.write import SYNTHETIC
+from fedfair.data.pixels import Codes, Pixels, Raw
+from fedfair.data.schema import (
+    UNKNOWN,
+    ArrayModality,
+    Modality,
+    Schema,
+    SiteRecords,
+    TextModality,
+    VolumeModality,
+)
 from fedfair.data.words import to_words
 from fedfair.errors import ConfigError, nearest
 
@@ -23,8 +43,13 @@ ATTRIBUTES = {**RECORDED, "age_group": ("under 50", "50-64", "65 and over")}
 
 CLASSES = ("no glaucoma", "glaucoma")
 
+# Of these the cohort itself has unknowns; others have them at sites with a rate of their own.
+_COHORT_LACKS = ("ethnicity", "language", "marital")
+
 _NOTE = TextModality(length=128, vocabulary=8192)
-_OWN = ("patients", "size", "slices", "modalities", "attributes")
+_OWN = ("patients", "size", "slices", "modalities", "attributes", "unknown", "cache", "workers")
+_VERSION = 1
+"""Of the painters; one more makes all kept images out of date."""
 
 
 class PhantomAdapter:
@@ -38,8 +63,10 @@ class PhantomAdapter:
         A mapping; every key may be left out. `patients`: per site (default 1000, or what the preset says).
         `size` (64) and `slices` (8): pixels across an image, and B-scans. `modalities`: of slo, oct and note;
         by default slo and note for the preset fairvlmed, slo and oct for the others. `attributes`: of race,
-        sex, ethnicity, language, marital and age_group; by default race and sex. All other keys as
-        `PhantomSpec.from_options` reads them.
+        sex, ethnicity, language, marital and age_group; by default race and sex. `unknown` (leave_out): keep
+        gives patients of whom an attribute is unknown a group of it. `cache` (false): whether to keep the
+        images between runs. `workers`: threads that paint. All other keys as `PhantomSpec.from_options`
+        reads them.
     seed : int
         The run's seed.
 
@@ -59,15 +86,23 @@ class PhantomAdapter:
         self.spec, self._seed = spec, seed
         self._size = as_integer(own.get("size", 64), f"{where}.size", 16)
         self._slices = as_integer(own.get("slices", 8), f"{where}.slices", 1)
+        self._cache = as_truth(own.get("cache", False), f"{where}.cache")
+        self._workers = as_integer(own.get("workers", default_workers()), f"{where}.workers", 1)
         usual = ["slo", "note" if spec.preset == "fairvlmed" else "oct"]
         chosen = _among(own.get("modalities", usual), f"{where}.modalities", MODALITIES)
         attributes = _among(own.get("attributes", ["race", "sex"]), f"{where}.attributes", tuple(ATTRIBUTES))
+        keeps = as_one_of(own.get("unknown", LEAVE_OUT), f"{where}.unknown", (LEAVE_OUT, KEEP)) == KEEP
         self._schema = Schema(
             {name: self._shape(name) for name in chosen},
             CLASSES,
-            {name: ATTRIBUTES[name] for name in attributes},
+            {name: self._groups_of(name, keeps) for name in attributes},
             tuple(spec.sites),
         )
+
+    def _groups_of(self, name: str, keeps: bool) -> tuple[str, ...]:
+        """Return an attribute's groups; one of unknowns only where there can be any."""
+        lost = name in RECORDED and any(site.unknown for site in self.spec.sites.values())
+        return (*ATTRIBUTES[name], UNKNOWN) if keeps and (lost or name in _COHORT_LACKS) else ATTRIBUTES[name]
 
     def _shape(self, modality: str) -> Modality:
         if modality == "note":
@@ -87,14 +122,18 @@ class PhantomAdapter:
     def load(self, site: str) -> SiteRecords:
         """Return the records of `site`; raise `DataError` when the schema does not name it.
 
-        Patients of whom a chosen attribute is unknown are left out: `left_out` counts them.
+        Patients of whom a chosen attribute is unknown are left out, unless they are kept: `left_out` counts
+        them.
         """
         patients = self._all(site)
         kept = patients.take(self._known(patients))
+        values: dict[str, Raw] = {**self._images(kept, site)}
+        if "note" in self._schema.modalities:
+            values["note"] = self._words(kept, site)
         return SiteRecords(
-            {name: self._raw(kept, name, site) for name in self._schema.modalities},
+            {name: values[name] for name in self._schema.modalities},
             kept.stored,
-            {name: _groups(kept, name) for name in self._schema.attributes},
+            {name: self._members(kept, name) for name in self._schema.attributes},
         )
 
     def left_out(self, site: str) -> int:
@@ -108,25 +147,49 @@ class PhantomAdapter:
     def _known(self, patients: Patients) -> NDArray[np.bool_]:
         known = np.ones(len(patients), dtype=bool)
         for name in self._schema.attributes:
-            known &= _groups(patients, name) >= 0
+            known &= self._members(patients, name) >= 0
         return known
 
-    def _raw(self, patients: Patients, modality: str, site: str) -> NDArray[np.float32]:
-        """Return a modality's raw values [n, ...], NaN where a patient lacks it."""
-        rows = np.flatnonzero(~patients.missing[:, MODALITIES.index(modality)]).tolist()
-        if modality == "note":
-            texts: list[str | None] = [None] * len(patients)
-            for row in rows:
-                texts[row] = note_of(patients, row, self.spec, self._seed, site)
-            return to_words(texts, _NOTE)
-        raw = np.full((len(patients), *self._shape(modality).shape), np.nan, np.float32)
-        for row in rows:
-            if modality == "slo":
-                raw[row, 0] = slo_of(patients, row, self.spec, self._seed, site, self._size)
-            else:
-                raw[row] = oct_of(patients, row, self.spec, self._seed, site, self._size, self._slices)
-        raw /= 255
-        return raw
+    def _members(self, patients: Patients, name: str) -> NDArray[np.int64]:
+        """Return the group of each patient, -1 where it is unknown and has no group."""
+        found, groups = _groups(patients, name), self._schema.attributes[name]
+        return np.where(found < 0, groups.index(UNKNOWN), found) if UNKNOWN in groups else found
+
+    def _images(self, patients: Patients, site: str) -> dict[str, Pixels]:
+        """Return the images of all chosen modalities."""
+        spec, seed, size = self.spec, self._seed, self._size
+
+        def paint(row: int, names: Collection[str]) -> dict[str, Codes]:
+            lacks = patients.missing[row]
+            painted: dict[str, Codes] = {}
+            if "slo" in names and not lacks[MODALITIES.index("slo")]:
+                painted["slo"] = slo_of(patients, row, spec, seed, site, size)[None]
+            if "oct" in names and not lacks[MODALITIES.index("oct")]:
+                painted["oct"] = oct_of(patients, row, spec, seed, site, size, self._slices)
+            return painted
+
+        wanted = {
+            name: self._wanted(name, patients, site) for name in self._schema.modalities if name != "note"
+        }
+        base = user_cache() if self._cache else None
+        folder = None if base is None else base / "phantom"
+        return images(wanted, len(patients), paint, self._workers, folder)
+
+    def _wanted(self, name: str, patients: Patients, site: str) -> Wanted:
+        modality = self._schema.modalities[name]
+        spec = dataclasses.replace(self.spec, sites={site: self.spec.sites[site]})
+        key = key_of(_VERSION, spec, self._seed, modality, patients.index.tolist())
+        volume = isinstance(modality, VolumeModality)
+        return Wanted(modality.shape, volume, f"{SYNTHETIC} {site}/{name}/seed {self._seed}", key)
+
+    def _words(self, patients: Patients, site: str) -> NDArray[np.float32]:
+        """Return the words of all notes."""
+        lacks = patients.missing[:, MODALITIES.index("note")]
+        texts = [
+            None if lacking else note_of(patients, row, self.spec, self._seed, site)
+            for row, lacking in enumerate(lacks.tolist())
+        ]
+        return to_words(texts, _NOTE)
 
 
 def _among(value: object, where: str, known: Sequence[str]) -> tuple[str, ...]:

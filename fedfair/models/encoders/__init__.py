@@ -9,6 +9,7 @@ from typing import cast
 
 from torch import nn
 
+from fedfair.data.crossing import Attributes
 from fedfair.data.schema import ArrayModality, Modality, TableModality, TextModality, VolumeModality
 from fedfair.errors import ConfigError, nearest
 from fedfair.models.encoders._adapters import Adapter, adapters
@@ -86,9 +87,14 @@ def are_widths(value: object) -> bool:
 
 
 def build_encoder(
-    modality: str, spec: Modality, out_dim: int, hidden: Sequence[int], choice: Mapping[str, object]
+    modality: str,
+    spec: Modality,
+    out_dim: int,
+    hidden: Sequence[int],
+    choice: Mapping[str, object],
+    attributes: Attributes,
 ) -> nn.Module:
-    """Return the encoder of a modality.
+    """Return the encoder of a modality; vit and bert may be a `CellEncoder`.
 
     Parameters
     ----------
@@ -100,6 +106,8 @@ def build_encoder(
         Hidden widths, unless `choice` gives some; vit and bert have none.
     choice : Mapping[str, object]
         The `name` of an encoder, unless it is the first that reads the modality, and options for it.
+    attributes : Mapping[str, Sequence[str]]
+        Group names by attribute, in the schema's order.
 
     Raises
     ------
@@ -107,12 +115,18 @@ def build_encoder(
         If the encoder or an option is unknown or does not fit, or a library is not installed.
     """
     try:
-        return _build(spec, out_dim, hidden, choice)
+        return _build(spec, out_dim, hidden, choice, attributes)
     except ConfigError as error:
         raise ConfigError(f"model.options.encoders.{modality}: {error}") from error
 
 
-def _build(spec: Modality, out_dim: int, hidden: Sequence[int], choice: Mapping[str, object]) -> nn.Module:
+def _build(
+    spec: Modality,
+    out_dim: int,
+    hidden: Sequence[int],
+    choice: Mapping[str, object],
+    attributes: Attributes,
+) -> nn.Module:
     fitting = [name for name, encoder in ENCODERS.items() if encoder.fits(spec)]
     if not fitting:
         raise ConfigError(
@@ -127,9 +141,10 @@ def _build(spec: Modality, out_dim: int, hidden: Sequence[int], choice: Mapping[
         )
     build = ENCODERS[str(name)].build
     options = {key: value for key, value in choice.items() if key != "name"}
-    if "hidden" in inspect.signature(build).parameters:
+    takes = inspect.signature(build).parameters
+    if "hidden" in takes:
         options.setdefault("hidden", hidden)
         if not are_widths(options["hidden"]):
             raise ConfigError(f"`hidden` must be a list of integers of at least 1, got {options['hidden']!r}")
-    built = call_factory("options", build, spec, out_dim, **options)
-    return cast(nn.Module, built)
+    known = (attributes,) if "attributes" in takes else ()
+    return cast(nn.Module, call_factory("options", build, spec, out_dim, *known, **options))

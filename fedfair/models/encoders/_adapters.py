@@ -3,33 +3,74 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from fedfair.data.crossing import Attributes, axes
 from fedfair.errors import ConfigError, MissingDependency, nearest
+from fedfair.models.encoders._fair_lora import ByGroup, GroupValues, group_codes
 
 
 class Adapter(NamedTuple):
     """A low-rank change of a linear layer's weight: it becomes W + scale * B A, and W stays as it is.
 
     `A` is [r, inputs] and `B` [outputs, r]. Hu et al. 2021, arXiv 2106.09685.
+    With `values` s [G, r] it becomes W + scale * B diag(s_g) A for records of group g; s = 1 is the former.
+    Li et al. 2025, arXiv 2508.00873.
     """
 
     A: Tensor
     B: Tensor
     scale: float
+    values: Tensor | None = None
 
 
 def adapters(encoder: nn.Module) -> dict[str, Adapter]:
     """Return the low-rank adapters of an encoder, or of a model, by the name of the layer they change."""
     return {
-        name: Adapter(layer.lora_A[key].weight, layer.lora_B[key].weight, layer.scaling[key])
-        for name, layer in encoder.named_modules()
-        for key in getattr(layer, "lora_A", ())
+        name: Adapter(first[key].weight, layer.lora_B[key].weight, layer.scaling[key], _values(first[key]))
+        for name, layer, first in _adapted(encoder)
+        for key in first
     }
+
+
+def by_group(encoder: nn.Module, attributes: Attributes, name: str) -> ByGroup:
+    """Return the encoder with singular values per group in each adapter, all one at first.
+
+    Parameters
+    ----------
+    encoder : nn.Module
+        With the adapters of `add_adapters`; changed in place.
+    attributes : Mapping[str, Sequence[str]]
+        Group names by attribute, in the schema's order.
+    name : str
+        The attribute or crossing whose groups have values of their own.
+
+    Raises
+    ------
+    ConfigError
+        If a part of the name is no attribute, or stands twice.
+    """
+    codes = group_codes(attributes, name)
+    for _, _, first in list(_adapted(encoder)):
+        for key, linear in first.items():
+            first[key] = GroupValues(linear, codes.shape[1])
+    names = list(attributes)
+    return ByGroup(encoder, codes, [names[axis] for axis in axes(attributes, name)])
+
+
+def _adapted(encoder: nn.Module) -> Iterator[tuple[str, Any, Any]]:
+    """Yield the name of each layer that has adapters, the layer, and the first halves by key."""
+    for name, layer in encoder.named_modules():
+        if hasattr(layer, "lora_A"):
+            yield name, layer, layer.lora_A
+
+
+def _values(first: nn.Module) -> Tensor | None:
+    return first.values.weight.T if isinstance(first, GroupValues) else None
 
 
 def freeze(module: nn.Module) -> None:

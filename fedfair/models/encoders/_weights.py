@@ -18,7 +18,9 @@ from fedfair.models.encoders._adapters import add_adapters, freeze, pretrained_m
 
 CLASSES = {"vit": "ViT", "bert": "Bert"}
 TARGETS = {"vit": ("q_proj", "v_proj"), "bert": ("query", "value")}
-TUNE = ("frozen", "all", "lora")
+FAIR_LORA = "fair_lora"
+ADAPTED = ("lora", FAIR_LORA)
+TUNE = ("frozen", "all", *ADAPTED)
 WEIGHTS = "model.safetensors"
 
 # Dropout would make statistics and gradients by record random, and `eager` is the attention that is
@@ -39,11 +41,19 @@ class Pretrained:
     sha256 : str | None
         Of model.safetensors, checked if given: frozen weights are not sent, so all sites must have the same.
     tune : str
-        ``frozen``, ``all``, or ``lora``: adapters at the linear layers that `targets` names.
+        ``frozen``, ``all``, or adapters at the linear layers that `targets` names: ``lora``, or
+        ``fair_lora``, whose singular values belong to the groups of `attribute`.
     rank, alpha : int, float
         An adapter adds alpha / rank * B A to a weight, A having `rank` rows.
     targets : Sequence[str] | None
         Last parts of layers' names; None for queries and values.
+    attribute : str | None
+        An attribute or a crossing, with ``fair_lora`` and only with it.
+
+    Raises
+    ------
+    ConfigError
+        If `tune` is unknown, or `attribute` does not go with it.
     """
 
     path: str | None = None
@@ -53,6 +63,19 @@ class Pretrained:
     rank: int = 8
     alpha: float = 16.0
     targets: Sequence[str] | None = None
+    attribute: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what does not go together."""
+        if self.tune not in TUNE:
+            raise ConfigError(
+                f"`tune` must be one of {list(TUNE)}, got {self.tune!r}{nearest(str(self.tune), TUNE)}"
+            )
+        if (self.tune == FAIR_LORA) != (self.attribute is not None):
+            raise ConfigError(
+                f"`attribute` must be given with `tune: {FAIR_LORA}` and left out otherwise, got "
+                f"{self.attribute!r} with `tune: {self.tune}`"
+            )
 
 
 def load_network(kind: str, options: Pretrained) -> nn.Module:
@@ -77,11 +100,7 @@ def load_network(kind: str, options: Pretrained) -> nn.Module:
 
 
 def _tuned(kind: str, network: nn.Module, options: Pretrained) -> nn.Module:
-    if options.tune not in TUNE:
-        raise ConfigError(
-            f"`tune` must be one of {list(TUNE)}, got {options.tune!r}{nearest(str(options.tune), TUNE)}"
-        )
-    if options.tune == "lora":
+    if options.tune in ADAPTED:
         targets = TARGETS[kind] if options.targets is None else as_texts(options.targets, "targets")
         rank, alpha = as_integer(options.rank, "rank", 1), as_number(options.alpha, "alpha", 0)
         network = add_adapters(network, rank, alpha, targets)

@@ -1,19 +1,26 @@
-"""The encoder of texts: the mean of learned vectors, one per word."""
+"""The encoder of texts: the sum of learned vectors, one per word, brought to one scale."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
+from torch.nn.functional import layer_norm
 
 from fedfair.models.encoders._plain import mlp
 
+# Small against what a step changes: a word that tells stands out early.
+START = 0.01
+
 
 class WordEncoder(nn.Module):
-    """The mean of a text's word vectors, then a multi-layer perceptron.
+    """The sum of a text's word vectors, standardised, then a multi-layer perceptron.
 
-    The mean is that of ``nn.EmbeddingBag(mode="mean", padding_idx=0)``, which cannot be mapped over
-    records. A text without words has the mean zero. Joulin et al. 2017, arXiv 1607.01759.
+    The sum is that of ``nn.EmbeddingBag(mode="sum", padding_idx=0)``, which cannot be mapped over
+    records (bag of words: Joulin et al. 2017, arXiv 1607.01759). It is standardised over its entries
+    (Ba et al. 2016, arXiv 1607.06450), so a text's length does not matter; without that, plain SGD moves a
+    word among a hundred too little to learn from it. A text without words stays zero.
 
     Parameters
     ----------
@@ -29,6 +36,8 @@ class WordEncoder(nn.Module):
         super().__init__()
         width, *rest = hidden or [out_dim]
         self.vectors = nn.Embedding(vocabulary, width, padding_idx=0)
+        with torch.no_grad():
+            self.vectors.weight.mul_(START)
         self.body = mlp(width, rest, out_dim)
 
     def forward(self, words: Tensor) -> Tensor:
@@ -36,5 +45,6 @@ class WordEncoder(nn.Module):
         vectors = self.vectors(words)
         # Noise of a private run moves the vector of padding too, so its zeros are not relied upon.
         known = (words != 0)[..., None].to(vectors.dtype)
-        embedding: Tensor = self.body((vectors * known).sum(1) / known.sum(1).clamp_min(1))
+        total = (vectors * known).sum(1)
+        embedding: Tensor = self.body(layer_norm(total, total.shape[-1:]))
         return embedding

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from fedfair.data.options import as_items, as_number
+from fedfair.data.crossing import Attributes
+from fedfair.data.options import as_items, as_number, as_text
 from fedfair.data.schema import ArrayModality, TextModality, VolumeModality
 from fedfair.errors import ConfigError, DataError
-from fedfair.models.encoders._adapters import pretrained_module
+from fedfair.models.encoders._adapters import by_group, pretrained_module
 from fedfair.models.encoders._plain import mlp
 from fedfair.models.encoders._slices import VolumeEncoder
 from fedfair.models.encoders._weights import Pretrained, load_network, quiet, read_json
@@ -49,6 +50,8 @@ class VitFeatures(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the features; other sizes are resized, one channel is repeated."""
+        if not len(images):
+            return _no_features(self.network)
         if list(images.shape[-2:]) != self.size:
             images = interpolate(images, self.size, mode="bilinear", antialias=True)
         pixels = (images - self.mean) / self.std
@@ -66,7 +69,7 @@ class EachSlice(nn.Module):
     def forward(self, volume: Tensor) -> Tensor:
         """Return the features of all slices, which pass as images of one channel."""
         features: Tensor = self.images(volume.flatten(0, 1)[:, None])
-        return features.view(*volume.shape[:2], -1)
+        return features.view(*volume.shape[:2], features.shape[-1])
 
 
 class BertFeatures(nn.Module):
@@ -81,6 +84,8 @@ class BertFeatures(nn.Module):
 
     def forward(self, words: Tensor) -> Tensor:
         """Return the features; a text without words is one token, numbered 0, to keep them finite."""
+        if not len(words):
+            return _no_features(self.network)
         place = torch.arange(words.shape[1], device=words.device).expand_as(words)
         unseen = (words == 0) & (place > 0)
         lowest = torch.finfo(torch.float32).min
@@ -96,7 +101,15 @@ class BertFeatures(nn.Module):
         return features
 
 
-def vit(spec: ArrayModality | VolumeModality, out_dim: int, **options: object) -> nn.Module:
+def _no_features(network: Any) -> Tensor:  # noqa: ANN401 - of a class of another library
+    """Return features [0, width], of no records, which the library cannot compute."""
+    final: Tensor = next(part.weight for part in network.modules() if isinstance(part, nn.LayerNorm))
+    return final.new_zeros(0, len(final))
+
+
+def vit(
+    spec: ArrayModality | VolumeModality, out_dim: int, attributes: Attributes, /, **options: object
+) -> nn.Module:
     """Return a ViT, then a linear layer and ReLU; on volumes each slice, pooled by attention.
 
     Parameters
@@ -105,6 +118,8 @@ def vit(spec: ArrayModality | VolumeModality, out_dim: int, **options: object) -
         Images of one channel or as many as the network has, or slices.
     out_dim : int
         p.
+    attributes : Mapping[str, Sequence[str]]
+        Group names by attribute, one of which `tune: fair_lora` may read.
     **options : object
         Of `Pretrained`. With a path, preprocessor_config.json there says how to normalise images.
 
@@ -124,11 +139,13 @@ def vit(spec: ArrayModality | VolumeModality, out_dim: int, **options: object) -
     mean, std = _normalisation(chosen.path, config.num_channels)
     features = VitFeatures(network, config.image_size, mean, std)
     if isinstance(spec, VolumeModality):
-        return VolumeEncoder(EachSlice(features), config.hidden_size, out_dim)
-    return nn.Sequential(features, *mlp(config.hidden_size, (), out_dim))
+        encoder: nn.Module = VolumeEncoder(EachSlice(features), config.hidden_size, out_dim)
+    else:
+        encoder = nn.Sequential(features, *mlp(config.hidden_size, (), out_dim))
+    return _reading(encoder, attributes, chosen)
 
 
-def bert(spec: TextModality, out_dim: int, **options: object) -> nn.Module:
+def bert(spec: TextModality, out_dim: int, attributes: Attributes, /, **options: object) -> nn.Module:
     """Return a BERT, then a linear layer and ReLU; its words are those of `tokenize`.
 
     Parameters
@@ -137,6 +154,8 @@ def bert(spec: TextModality, out_dim: int, **options: object) -> nn.Module:
         At most as long as the network reads, and with at most one number more than it has tokens.
     out_dim : int
         p.
+    attributes : Mapping[str, Sequence[str]]
+        As for `vit`.
     **options : object
         Of `Pretrained`.
 
@@ -145,7 +164,8 @@ def bert(spec: TextModality, out_dim: int, **options: object) -> nn.Module:
     ConfigError, MissingDependency
         If an option or the modality does not fit, or a library is not installed.
     """
-    network = load_network("bert", _options(options))
+    chosen = _options(options)
+    network = load_network("bert", chosen)
     config: Any = network.config
     most, tokens = config.max_position_embeddings, config.vocab_size
     if spec.length > most or spec.vocabulary > tokens + 1:
@@ -153,11 +173,19 @@ def bert(spec: TextModality, out_dim: int, **options: object) -> nn.Module:
             f"encoder bert must read at most {most} words numbered up to {tokens}, got length {spec.length} "
             f"and vocabulary {spec.vocabulary}; number the words with `tokenize`"
         )
-    return nn.Sequential(BertFeatures(network), *mlp(config.hidden_size, (), out_dim))
+    encoder = nn.Sequential(BertFeatures(network), *mlp(config.hidden_size, (), out_dim))
+    return _reading(encoder, attributes, chosen)
 
 
 def _options(options: Mapping[str, object]) -> Pretrained:
     return cast(Pretrained, call_factory("options", Pretrained, **options))
+
+
+def _reading(encoder: nn.Module, attributes: Attributes, chosen: Pretrained) -> nn.Module:
+    """Return the encoder, its adapters reading the attribute that was chosen, if one was."""
+    if chosen.attribute is None:
+        return encoder
+    return by_group(encoder, attributes, as_text(chosen.attribute, "attribute"))
 
 
 def tokenize(texts: Sequence[str | None], path: str, modality: TextModality) -> NDArray[np.float32]:

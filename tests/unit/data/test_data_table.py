@@ -195,6 +195,62 @@ def test_a_bad_cell_is_refused(cell: str, value: str, message: str, tmp_path: Pa
     assert len(adapter.load("North")) == 1  # another site's slip does not stop this one
 
 
+NOT_SAID = [
+    "South,0,200.5,none,150,-1,,49.9,secret-a",
+    "North,2,?,typical,NA,nan,M,NA,secret-b",
+    "South,1,,,140,2e0,f,60,secret-c",
+]
+
+
+@pytest.mark.parametrize("owner", [None, "South"])
+def test_records_without_an_attribute_may_stay_in_a_group_of_their_own(
+    owner: str | None, tmp_path: Path
+) -> None:
+    options = {**OPTIONS, "unknown": "keep", "sites": ["North", "South"]}
+    lines = [line for line in NOT_SAID if owner is None or line.startswith(owner)]
+    adapter = open_dataset("csv", str(write(tmp_path, lines)), options, 0, owner)
+    assert adapter.schema.attributes == {
+        "sex": ("female", "male", "unknown"),
+        "age": ("<50", "50-59", "60+", "unknown"),
+    }
+    south = adapter.load("South").attributes
+    assert (south["sex"].tolist(), south["age"].tolist()) == ([2, 0], [0, 2])
+    assert south["sex"].dtype == np.int64
+    if owner is None:
+        north = adapter.load("North").attributes
+        assert (north["sex"].tolist(), north["age"].tolist()) == ([1], [3])
+    # The server has no file, and the same groups.
+    assert open_dataset("csv", None, options, 0).schema == adapter.schema
+
+
+def test_a_group_of_unknowns_may_be_listed_too(tmp_path: Path) -> None:
+    values = {"female": ["f"], "male": ["M"], "unknown": ["not asked"]}
+    lines = [NOT_SAID[0], NOT_SAID[1].replace("NA", "70"), NOT_SAID[2].replace(",f,", ",not asked,")]
+    rows = read_csv(write(tmp_path, lines))
+    keeping = spec(lambda o: o.update(unknown="keep") or o["attributes"]["sex"].update(values=values))
+    kept = TableAdapter(rows, keeping)
+    assert kept.schema.attributes["sex"] == ("female", "male", "unknown")
+    assert kept.load("South").attributes["sex"].tolist() == [2, 2]
+    refused = TableAdapter(rows, spec(lambda o: o["attributes"]["sex"].update(values=values)))
+    with pytest.raises(DataError, match="`sex` must be known for every record of South, got 1 without"):
+        refused.load("South")
+
+
+def test_a_record_without_a_label_never_stays(tmp_path: Path) -> None:
+    lines = [NOT_SAID[0].replace("South,0", "South,")]
+    adapter = TableAdapter(read_csv(write(tmp_path, lines)), spec(lambda o: o.update(unknown="keep")))
+    with pytest.raises(DataError, match="`label` must be known for every record of South, got 1 without"):
+        adapter.load("South")
+
+
+def test_unknown_is_refuse_or_keep() -> None:
+    assert spec(lambda o: o.update(unknown="refuse")) == spec()
+    with pytest.raises(
+        ConfigError, match="`data.options.unknown` must be one of .*got 'kep'; did you mean `keep`"
+    ):
+        spec(lambda o: o.update(unknown="kep"))
+
+
 def test_a_record_without_any_modality_is_refused(tmp_path: Path) -> None:
     lines = [*LINES, "South,0,,,,,F,40,secret", "South,0,NaN,?,na,NA,F,40,secret"]
     adapter = TableAdapter(read_csv(write(tmp_path, lines)), spec())

@@ -159,6 +159,7 @@ def test_settings_are_read_back(read) -> None:
             "consortium": "heart",
             "centre": "fedfair.example.org:8443",
             "data": None,
+            "weights": None,
             "dataset": None,
             "ledger": "ledgers",
             "audit": "audit.jsonl",

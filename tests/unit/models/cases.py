@@ -54,7 +54,8 @@ class Case(NamedTuple):
 
 
 def pretrained(kind: str, tune: str) -> dict[str, Any]:
-    return {"name": kind, "config": {"vit": VIT, "bert": BERT}[kind], "tune": tune, "rank": 2, "alpha": 4}
+    choice = {"name": kind, "config": {"vit": VIT, "bert": BERT}[kind], "tune": tune, "rank": 2, "alpha": 4}
+    return {**choice, "attribute": "sex"} if tune == "fair_lora" else choice
 
 
 PLAIN = {
@@ -67,14 +68,15 @@ PLAIN = {
 PRETRAINED = {
     f"{label}-{tune}": Case(spec, pretrained(label.partition("-")[0], tune))
     for label, spec in (("vit", PHOTO), ("vit-resized", COLOUR), ("vit-slices", SCAN), ("bert", NOTE))
-    for tune in ("frozen", "all", "lora")
+    for tune in ("frozen", "all", "lora", "fair_lora")
 }
 CASES = PLAIN | PRETRAINED
 
 
 def marked(cases: Mapping[str, Case]) -> list[Any]:
     """Return the names as parameters of a test, those that need a library marked."""
-    marks = {"lora": needs_peft, "frozen": needs_transformers, "all": needs_transformers}
+    adapted = {"lora": needs_peft, "fair_lora": needs_peft}
+    marks = adapted | {"frozen": needs_transformers, "all": needs_transformers}
     return [
         pytest.param(name, marks=[mark for end, mark in marks.items() if name.endswith(f"-{end}")])
         for name in cases
@@ -96,7 +98,7 @@ def model_of(case: Case, fusion: str = "concat", seed: int = 0) -> tuple[Multimo
 def shake(blocks: ParameterBlocks, scale: float = 0.2) -> None:
     """Move all parameters to where gradients do not vanish: adapters start at zero, a ReLU may be dead."""
     for name, vector in blocks.vectors.items():
-        vector.add_(torch.randn(vector.shape, generator=torch_generator(1, name), dtype=vector.dtype) * scale)
+        vector.add_(torch.randn(vector.shape, generator=torch_generator(2, name), dtype=vector.dtype) * scale)
 
 
 def batch_of(spec: Modality, dtype: torch.dtype = torch.float64) -> MultimodalBatch:

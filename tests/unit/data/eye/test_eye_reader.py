@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from fedfair.data.checks import checked_raw
 from fedfair.data.encode import to_batch
@@ -27,6 +28,7 @@ from tests.unit.data.eye.trees import (
     vlm,
     vlm_members,
 )
+from tests.unit.data.values import values
 
 SMALL = {"size": 2, "slices": 3}
 
@@ -41,8 +43,9 @@ def test_exact_arrays(tmp_path: Path) -> None:
     slo = SLO.T.astype(float).reshape(2, 3, 2, 2).mean(axis=(1, 3)) / 255
     volume = OCT[[1, 3, 5]].astype(float).reshape(3, 2, 2, 2, 2).mean(axis=(2, 4)) / 255
     for place in range(4):
-        np.testing.assert_allclose(records.modalities["slo"][place, 0], slo, atol=1e-6)
-        np.testing.assert_allclose(records.modalities["oct"][place], volume, atol=1e-6)
+        # Rounded to 8 bits: half a code, and what float32 adds.
+        np.testing.assert_allclose(values(records, "slo")[place, 0], slo, rtol=0, atol=0.5 / 255 + 1e-6)
+        np.testing.assert_allclose(values(records, "oct")[place], volume, rtol=0, atol=0.5 / 255 + 1e-6)
 
 
 def test_records_fit_the_schema(tmp_path: Path) -> None:
@@ -62,7 +65,8 @@ def test_records_fit_the_schema(tmp_path: Path) -> None:
 def test_records_become_a_batch(tmp_path: Path, profile: str, write: Callable[[Path], Path]) -> None:
     made = adapter(write(tmp_path), profile, words=4)
     records = made.load("site1")
-    batch = to_batch(records, made.schema, {}, records.attributes["sex"])
+    whole = to_batch(records, made.schema, {}, records.attributes["sex"])
+    batch = whole.select(torch.arange(len(whole)))
     assert batch.present.all()
     assert {name: tuple(value.shape[1:]) for name, value in batch.modalities.items()} == {
         name: modality.shape for name, modality in made.schema.modalities.items()
@@ -74,12 +78,18 @@ def test_an_empty_volume_is_missing(tmp_path: Path, empty: np.ndarray) -> None:
     root = fairvision(tmp_path)
     npz(root / "Glaucoma" / "Test" / "data_00004.npz", oct_bscans=empty, race=2, male=1, glaucoma=0)
     records = adapter(root).load("site1")
-    assert np.isnan(records.modalities["oct"][0]).all()
-    assert np.isfinite(records.modalities["oct"][1:]).all()
-    assert np.isfinite(records.modalities["slo"]).all()
+    assert np.isnan(values(records, "oct")[0]).all()
+    assert np.isfinite(values(records, "oct")[1:]).all()
+    assert np.isfinite(values(records, "slo")).all()
     only = adapter(root, modalities=["oct"])
     assert len(only.load("site1")) == 3
     assert only.left_out("site1") == {"no modality": 1}
+
+
+def test_slices_that_a_record_lacks_are_missing(tmp_path: Path) -> None:
+    volume = values(adapter(fairvision(tmp_path), slices=8).load("site1"), "oct")
+    assert np.isfinite(volume[:, : len(OCT)]).all()
+    assert np.isnan(volume[:, len(OCT) :]).all()
 
 
 def test_unknowns_are_left_out_and_counted(tmp_path: Path) -> None:
@@ -90,6 +100,36 @@ def test_unknowns_are_left_out_and_counted(tmp_path: Path) -> None:
     assert split is not None
     assert split.tolist() == [0, 0]
     assert adapter(tmp_path, attributes=["race"]).left_out("site1") == {}
+
+
+def test_unknowns_may_stay_in_a_group_of_their_own(tmp_path: Path) -> None:
+    root, rows = fairvision(tmp_path, csv_at=""), fairvision_rows()
+    rows[1]["age"] = ""
+    rows.append({**rows[3], "filename": "data_00005.npz", "glaucoma": "unknown"})
+    table(root / "data_summary_glaucoma.csv", rows)
+    codes = {"race": 2, "male": 1, "hispanic": 0, "language": -1, "maritalstatus": 4}
+    npz(root / "Glaucoma" / "Test" / "data_00005.npz", **codes, glaucoma=-1)
+    chosen = {"attributes": ["ethnicity", "language", "race", "age_group"], "unknown": "keep"}
+    made = adapter(root, **chosen)
+    records = made.load("site1")
+    # Every attribute has the group, whoever is there: schema and records of one site do not meet elsewhere.
+    assert made.schema == EyeAdapter("fairvision", None, {**SMALL, **chosen}, 0).schema
+    assert made.schema.attributes == {
+        "ethnicity": ("non-hispanic", "hispanic", "unknown"),
+        "language": ("english", "spanish", "other", "unknown"),
+        "race": ("asian", "black", "white", "unknown"),
+        "age_group": ("<50", "50-64", "65+", "unknown"),
+    }
+    # In the order of the files' paths, that of test before those to train and to validate.
+    assert {name: groups.tolist() for name, groups in records.attributes.items()} == {
+        "ethnicity": [0, 0, 1, 2],
+        "language": [3, 0, 1, 2],
+        "race": [2, 0, 1, 2],
+        "age_group": [2, 1, 3, 2],  # 80, 50, not known, 70
+    }
+    assert made.left_out("site1") == {"label unknown": 1}
+    with pytest.raises(ConfigError, match="`data.options.unknown` must be one of .*got 'refuse'"):
+        adapter(root, unknown="refuse")
 
 
 def test_unknown_label_is_left_out(tmp_path: Path) -> None:
@@ -313,6 +353,8 @@ def test_visual_field_of_a_table(tmp_path: Path) -> None:
         ({"age_edges": [60, 50]}, "`data.options.age_edges` must ascend"),
         ({"split": "random"}, "`data.options.split` must be of"),
         ({"allow_missing": "yes"}, "`data.options.allow_missing` must be true or false"),
+        ({"cache": "no"}, "`data.options.cache` must be true or false"),
+        ({"workers": 0}, "`data.options.workers` must be an integer of at least 1"),
         ({"sites": ["A", "B"]}, "`data.options.site_file` must say which record is whose for 2 sites"),
     ],
 )

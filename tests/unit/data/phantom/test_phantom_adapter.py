@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,13 +10,16 @@ import pytest
 
 from fedfair.data.checks import checked_indices, checked_raw
 from fedfair.data.phantom import PRESETS, PhantomAdapter
+from fedfair.data.phantom import adapter as adapter_module
 from fedfair.data.phantom.adapter import ATTRIBUTES
 from fedfair.data.phantom.notes import note_of
-from fedfair.data.phantom.patients import draw_patients
+from fedfair.data.phantom.patients import RECORDED, draw_patients
 from fedfair.data.phantom.pictures import oct_of, slo_of
+from fedfair.data.pixels import Pixels
 from fedfair.data.schema import ArrayModality, DataAdapter, SiteRecords, TextModality, VolumeModality
 from fedfair.data.words import to_words
 from fedfair.errors import ConfigError, DataError
+from tests.unit.data.values import values
 
 SMALL: dict[str, Any] = {"patients": 40, "size": 16, "slices": 2}
 
@@ -23,8 +27,8 @@ SMALL: dict[str, Any] = {"patients": 40, "size": 16, "slices": 2}
 def checked(adapter: PhantomAdapter, site: str) -> SiteRecords:
     records, schema = adapter.load(site), adapter.schema
     for name, modality in schema.modalities.items():
-        raw = checked_raw(records, name, modality)
-        assert raw.dtype == np.float32
+        assert isinstance(checked_raw(records, name, modality), np.ndarray if name == "note" else Pixels)
+        assert values(records, name).dtype == np.float32
     checked_indices("label", records.labels, len(records), 2)
     for name, groups in schema.attributes.items():
         checked_indices(name, records.attributes[name], len(records), len(groups))
@@ -44,8 +48,8 @@ def test_records_fit_the_schema(preset: str) -> None:
     records = checked(adapter, "site-2")
     assert len(records) == 40
     for name in ("slo", "oct"):
-        assert 0 <= records.modalities[name].min() < 0.2
-        assert 0.5 < records.modalities[name].max() <= 1
+        assert 0 <= values(records, name).min() < 0.2
+        assert 0.5 < values(records, name).max() <= 1
 
 
 def test_defaults() -> None:
@@ -62,9 +66,9 @@ def test_records_are_the_patients_pictures_and_words() -> None:
     np.testing.assert_array_equal(records.attributes["race"], patients.race)
     for row in (0, 39):
         slo = slo_of(patients, row, spec, 9, "site-1", 16) / np.float32(255)
-        np.testing.assert_array_equal(records.modalities["slo"][row, 0], slo)
+        np.testing.assert_array_equal(values(records, "slo")[row, 0], slo)
         volume = oct_of(patients, row, spec, 9, "site-1", 16, 2) / np.float32(255)
-        np.testing.assert_array_equal(records.modalities["oct"][row], volume)
+        np.testing.assert_array_equal(values(records, "oct")[row], volume)
         words = to_words([note_of(patients, row, spec, 9, "site-1")], TextModality(128, 8192))
         np.testing.assert_array_equal(records.modalities["note"][row], words[0])
 
@@ -86,6 +90,34 @@ def test_patients_of_unknown_groups_are_left_out_and_counted() -> None:
         assert ((first.age[groups == group] >= low) & (first.age[groups == group] < high)).all()
 
 
+def test_patients_of_unknown_groups_may_stay_in_a_group_of_their_own() -> None:
+    options = {**SMALL, "patients": 400, "modalities": ["slo"], "unknown": "keep"}
+    options["attributes"] = ["sex", "ethnicity", "age_group"]
+    for rate in (0.0, 0.2):
+        adapter = PhantomAdapter({**options, "sites": {"a": {"unknown": rate}, "b": {}}}, 0)
+        sex, ethnicity, ages = adapter.schema.attributes.values()
+        # The cohort says everyone's sex; where a site loses some, the group is there at all sites.
+        assert sex == (("female", "male", "unknown") if rate else ("female", "male"))
+        assert ethnicity == ("non-hispanic", "hispanic", "unknown")
+        assert ages == ATTRIBUTES["age_group"]
+        patients, records = draw_patients(adapter.spec, 0, "a"), checked(adapter, "a")
+        assert len(records) == 400
+        assert adapter.left_out("a") == 0
+        for name in ("sex", "ethnicity"):
+            found = patients.group(name)
+            np.testing.assert_array_equal(records.attributes[name], np.where(found < 0, 2, found))
+        assert (records.attributes["ethnicity"] == 2).any()
+        assert (records.attributes["sex"] == 2).any() == (rate > 0)
+
+
+def test_who_lacks_what_follows_from_the_options() -> None:
+    adapter = PhantomAdapter({**SMALL, "attributes": list(ATTRIBUTES), "unknown": "keep"}, 0)
+    drawn_groups = [draw_patients(adapter.spec, 0, site, range(1000)) for site in adapter.schema.sites]
+    for name in RECORDED:
+        lacking = any((patients.group(name) < 0).any() for patients in drawn_groups)
+        assert ("unknown" in adapter.schema.attributes[name]) == lacking
+
+
 def test_every_attribute_can_be_chosen() -> None:
     adapter = PhantomAdapter({**SMALL, "modalities": ["slo"], "attributes": list(ATTRIBUTES)[::-1]}, 0)
     assert list(adapter.schema.attributes) == list(ATTRIBUTES)
@@ -100,7 +132,7 @@ def test_missing_modalities_are_nan_and_labels_are_the_stored_ones() -> None:
     records = checked(adapter, "a")
     patients = draw_patients(adapter.spec, 0, "a")
     for column, name in enumerate(("slo", "oct", "note")):
-        missing = np.isnan(records.modalities[name]).reshape(100, -1).all(axis=1)
+        missing = np.isnan(values(records, name)).reshape(100, -1).all(axis=1)
         np.testing.assert_array_equal(missing, patients.missing[:, column])
         assert 0 < missing.sum() < 100
     np.testing.assert_array_equal(records.labels, patients.stored)
@@ -116,6 +148,71 @@ def test_sites_have_their_own_number_unless_one_is_given() -> None:
     assert len(drawn.load("site-5")) == 40
 
 
+SITE = {"missing": [0.3, 0.3, 0.0], "unknown": 0.1}
+
+
+def drawn(seed: int = 0, site: str = "a", **options: Any) -> dict[str, np.ndarray]:
+    adapter = PhantomAdapter({**SMALL, "sites": {"a": SITE, "b": {}}, **options}, seed)
+    records = adapter.load(site)
+    return {name: values(records, name) for name in records.modalities}
+
+
+def assert_equal(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
+    assert list(one) == list(other)
+    for name, own in one.items():
+        np.testing.assert_array_equal(own, other[name])
+
+
+def test_images_are_kept_on_demand_alone(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    painted = drawn()
+    assert list(own_cache.iterdir()) == []
+    assert_equal(drawn(cache=True, workers=3), painted)
+    assert len(list(own_cache.rglob("*.npy"))) == 2
+    monkeypatch.delattr(adapter_module, "slo_of")
+    monkeypatch.delattr(adapter_module, "oct_of")
+    assert_equal(drawn(cache=True), painted)
+    assert_equal(drawn(cache=True, modalities=["slo"]), {"slo": painted["slo"]})
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"seed": 1},
+        {"site": "b"},
+        {"size": 17},
+        {"slices": 3},
+        {"contrast_slo": 0.5},
+        {"attributes": ["race", "sex", "language"]},
+        {"patients": 39},
+        {"sites": {"a": {**SITE, "device": "B"}}},
+    ],
+)
+def test_kept_images_stand_for_no_others(own_cache: Path, other: dict[str, Any]) -> None:
+    drawn(cache=True)
+    assert_equal(drawn(cache=True, **other), drawn(**other))
+    # Another seed or site lies beside the first; what else differs takes its place.
+    files = 4 if other.keys() & {"seed", "site"} else 2
+    assert len(list(own_cache.rglob("*.npy"))) == files
+    assert_equal(drawn(cache=True), drawn())
+    assert len(list(own_cache.rglob("*.npy"))) == files
+
+
+def test_as_many_other_patients_are_others() -> None:
+    by_race, by_sex = ({"seed": 10, "attributes": [name]} for name in ("race", "sex"))
+    first, second = drawn(**by_race), drawn(**by_sex)
+    assert first["slo"].shape == second["slo"].shape
+    assert not np.array_equal(first["slo"], second["slo"], equal_nan=True)
+    assert_equal(drawn(cache=True, **by_race), first)
+    assert_equal(drawn(cache=True, **by_sex), second)
+
+
+def test_other_sites_matter_to_no_kept_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = drawn(cache=True)
+    monkeypatch.delattr(adapter_module, "slo_of")
+    monkeypatch.delattr(adapter_module, "oct_of")
+    assert_equal(drawn(cache=True, sites={"a": SITE, "c": {"device": "C"}}), first)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -123,9 +220,12 @@ def test_sites_have_their_own_number_unless_one_is_given() -> None:
         ({"modalities": ["sloo"]}, r"`data.options.modalities` must be of .*got 'sloo'; did you mean `slo`"),
         ({"modalities": []}, r"`data.options.modalities` must be a list with at least one item"),
         ({"attributes": ["age"]}, r"`data.options.attributes` must be of .*got 'age'"),
+        ({"unknown": True}, r"`data.options.unknown` must be one of \['leave_out', 'keep'\], got True"),
         ({"size": 8}, r"`data.options.size` must be an integer of at least 16, got 8"),
         ({"slices": 0}, r"`data.options.slices` must be an integer of at least 1, got 0"),
         ({"patients": 0}, r"`data.options.patients` must be an integer of at least 1, got 0"),
+        ({"cache": 1}, r"`data.options.cache` must be true or false, got 1"),
+        ({"workers": 0}, r"`data.options.workers` must be an integer of at least 1, got 0"),
         (None, r"`data.options` must be a mapping, got None"),
     ],
 )

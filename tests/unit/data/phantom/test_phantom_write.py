@@ -15,6 +15,7 @@ from fedfair.data.phantom.notes import note_of
 from fedfair.data.phantom.patients import RECORDED, Patients, draw_patients
 from fedfair.data.phantom.pictures import oct_of, slo_of
 from fedfair.errors import ConfigError, DataError
+from tests.unit.data.values import values
 
 SITES = ("site-1", "site-2", "site-3")
 NOISY = {name: {"label_noise": [0.3] * 3, "unknown": 0.1, "missing": [0.1, 0.2, 0.2]} for name in SITES}
@@ -207,9 +208,7 @@ def test_the_reader_reads_what_the_adapter_draws(
         for k, (home, row) in enumerate(rows):
             assert found.labels[k] == own[home].labels[row]
             for name in modalities:
-                np.testing.assert_allclose(
-                    found.modalities[name][k], own[home].modalities[name][row], atol=1e-6
-                )
+                np.testing.assert_array_equal(values(found, name)[k], values(own[home], name)[row])
             for name in ("race", "sex"):
                 assert found.attributes[name][k] == own[home].attributes[name][row]
 

@@ -9,13 +9,11 @@ import numpy as np
 
 from fedfair.data import open_dataset
 from fedfair.data.schema import Schema, SiteRecords
+from fedfair.data.suppression import SMALLEST, told
 from fedfair.errors import ConfigError, FedfairError, PrivacyError
 from fedfair.federation.finding import Finding
 from fedfair.federation.folder import SiteFolder
 from fedfair.privacy.policy import Policy
-
-SMALLEST = 10
-"""Fewer people than this are not counted out."""
 
 _SET_PATH = "set the path of the records: fedfair site join FOLDER --data PATH"
 # What someone else's reader may raise; its text may hold a cell, so its kind alone is told.
@@ -32,8 +30,8 @@ def check_records(folder: SiteFolder, policy: Policy) -> Iterator[Finding]:
         schema, records = _read(folder, policy, form)
     except FedfairError as error:
         # What follows ", got" or a hint may come from the file, whose first line may be a record.
-        told = re.split(r", got |; did you mean ", str(error))[0]
-        yield Finding(False, "records", told, f"mend the file, or {_SET_PATH}")
+        cause = re.split(r", got |; did you mean ", str(error))[0]
+        yield Finding(False, "records", cause, f"mend the file, or {_SET_PATH}")
         return
     except _SURPRISES as error:
         yield Finding(
@@ -44,30 +42,9 @@ def check_records(folder: SiteFolder, policy: Policy) -> Iterator[Finding]:
     yield _vocabulary(schema, policy)
     for attribute, groups in schema.attributes.items():
         count = np.bincount(records.attributes[attribute], minlength=len(groups))
-        shown = suppressed(dict(zip(groups, map(int, count), strict=True)))
-        told = ", ".join(f"{group} {number}" for group, number in shown.items())
-        yield Finding(True, f"groups of {attribute}", told)
-
-
-def suppressed(counts: Mapping[str, int]) -> dict[str, str]:
-    """Return counts of disjoint groups, none below 10 told nor to be had from the total.
-
-    The total is taken as known. Beside a small count the others are told as "10 or more" only, and
-    where even that would narrow a small one down (with so few people), nothing is told.
-
-    Parameters
-    ----------
-    counts : Mapping[str, int]
-        People per group, each in one.
-    """
-    small = [name for name, count in counts.items() if count < SMALLEST]
-    if not small:
-        return {name: str(count) for name, count in counts.items()}
-    large, total = len(counts) - len(small), sum(counts.values())
-    # A small count can then be anything from 0 to 9, whatever the others are.
-    if not large or total < SMALLEST * large + SMALLEST - 1:
-        return dict.fromkeys(counts, "withheld")
-    return {name: f"<{SMALLEST}" if name in small else f"{SMALLEST} or more" for name in counts}
+        shown = told(dict(zip(groups, map(int, count), strict=True)))
+        numbers = ", ".join(f"{group} {number}" for group, number in shown.items())
+        yield Finding(True, f"groups of {attribute}", numbers)
 
 
 def _read(folder: SiteFolder, policy: Policy, form: Mapping[str, object]) -> tuple[Schema, SiteRecords]:
@@ -82,14 +59,14 @@ def _read(folder: SiteFolder, policy: Policy, form: Mapping[str, object]) -> tup
 
 
 def _enough(count: int, policy: Policy) -> Finding:
-    told = str(count) if count >= SMALLEST else f"fewer than {SMALLEST}"
+    number = str(count) if count >= SMALLEST else f"fewer than {SMALLEST}"
     where = "" if policy.data else " (shipped with fedfair: `data` is not set)"
     if count >= policy.min_records:
-        return Finding(True, "records", f"{told}{where}")
+        return Finding(True, "records", f"{number}{where}")
     return Finding(
         False,
         "records",
-        f"{told}, where `min-records` asks for {policy.min_records}",
+        f"{number}, where `min-records` asks for {policy.min_records}",
         "name the whole file, or lower min-records in site.yaml",
     )
 

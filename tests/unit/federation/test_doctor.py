@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import shutil
 import socket
 import sys
@@ -20,8 +19,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from fedfair.data.heart import heart_table
 from fedfair.errors import DataError
@@ -31,7 +28,6 @@ from fedfair.federation.bundle import open_bundle
 from fedfair.federation.doctor import Finding, check, render
 from fedfair.federation.keys import make_node_key
 from fedfair.federation.reach import days_left, skew
-from fedfair.federation.records import suppressed
 from tests.unit.federation.sites import HASH, NAME, change, federation, own_table, served
 
 ROWS = [row for row in heart_table()[0] if row["site"] == NAME]
@@ -296,41 +292,6 @@ def test_no_value_of_a_record_is_shown(site: Path, tmp_path: Path, broken: str) 
     findings = check(site, online=False)
     assert named(findings, "records").ok is False
     assert "SECRET" not in render(findings) and "agge" not in render(findings)
-
-
-def within(total: int, told: dict[str, str]) -> Iterator[dict[str, int]]:
-    """Yield all counts that agree with what was told and with their total: what a reader can infer."""
-    ranges = []
-    for text in told.values():
-        if text == "withheld":
-            ranges.append(range(total + 1))
-        elif text.startswith("<"):
-            ranges.append(range(10))
-        elif text.endswith("or more"):
-            ranges.append(range(10, total + 1))
-        else:
-            ranges.append(range(int(text), int(text) + 1))
-    for counts in itertools.product(*ranges):
-        if sum(counts) == total:
-            yield dict(zip(told, counts, strict=True))
-
-
-@given(st.lists(st.integers(0, 24), min_size=1, max_size=3))
-def test_a_small_count_cannot_be_inferred(counts: list[int]) -> None:
-    true = {f"g{k}": count for k, count in enumerate(counts)}
-    told = suppressed(true)
-    candidates = [found for found in within(sum(counts), told) if suppressed(found) == told]
-    assert true in candidates
-    for name, count in true.items():
-        if count < 10:
-            possible = {found[name] for found in candidates}
-            # One group is the total itself, which is not told below 10.
-            assert len(counts) == 1 or len(possible) > 1 or sum(counts) == 0, (true, told)
-
-
-def test_large_counts_are_told() -> None:
-    assert suppressed({"a": 10, "b": 293}) == {"a": "10", "b": "293"}
-    assert suppressed({"a": 9, "b": 293, "c": 40}) == {"a": "<10", "b": "10 or more", "c": "10 or more"}
 
 
 # The way to the centre.

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import product
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy.optimize import Bounds, LinearConstraint, milp
 
 from fedfair.data.eye.aliases import ATTRIBUTES, GLAUCOMA
@@ -15,7 +17,7 @@ from fedfair.data.eye.index import Facts
 from fedfair.data.eye.layout import NpzFile
 from fedfair.data.eye.overview import Record, overview
 from fedfair.data.eye.records import Entry
-from fedfair.data.eye.suppression import FEW, MANY, WITHHELD, all_large, may_band, told
+from fedfair.data.suppression import FEW, MANY, WITHHELD, all_large, may_band, told
 
 NAMES = ("race", "sex", "ethnicity")
 AXES = {name: (*ATTRIBUTES[name].groups, "unknown") for name in NAMES} | {
@@ -184,3 +186,37 @@ def test_tables_of_two() -> None:
     assert not may_band(np.array([[[2, 1], [9, 9]], [[20, 20], [20, 20]]]))
     # Nobody to trade with: the two others share no class.
     assert not may_band(np.array([[[3, 0], [40, 0]], [[0, 40], [40, 40]]]))
+
+
+def within(total: int, shown: dict[str, str]) -> Iterator[dict[str, int]]:
+    """Yield all counts that agree with what was told and with their total: what a reader can infer."""
+    ranges = []
+    for text in shown.values():
+        if text == WITHHELD:
+            ranges.append(range(total + 1))
+        elif text == FEW:
+            ranges.append(range(1, 10))
+        elif text == MANY:
+            ranges.append(range(10, total + 1))
+        else:
+            ranges.append(range(int(text), int(text) + 1))
+    for counts in product(*ranges):
+        if sum(counts) == total:
+            yield dict(zip(shown, counts, strict=True))
+
+
+@given(st.lists(st.integers(0, 24), min_size=1, max_size=3))
+def test_a_small_count_cannot_be_inferred(counts: list[int]) -> None:
+    """One group is the total itself, which is not told below 10; nobody is told as 0."""
+    true = {f"g{k}": count for k, count in enumerate(counts)}
+    shown = told(true)
+    candidates = [found for found in within(sum(counts), shown) if told(found) == shown]
+    assert true in candidates
+    for name, count in true.items():
+        if 0 < count < 10 and len(counts) > 1:
+            assert len({found[name] for found in candidates}) > 1, (true, shown)
+
+
+def test_large_counts_are_told() -> None:
+    assert told({"a": 10, "b": 293}) == {"a": "10", "b": "293"}
+    assert told({"a": 9, "b": 293, "c": 40}) == {"a": FEW, "b": MANY, "c": MANY}

@@ -101,7 +101,7 @@ def train_with_opacus(
     with _hooked(model):
         optimizer = _optimizer(parameters, settings, public, noise)
         for drawn in _draws(len(records), public, noise):
-            batch = records.select(torch.tensor(drawn, dtype=torch.int64, device=records.labels.device))
+            batch = records.select(torch.tensor(drawn, dtype=torch.int64))
             parts = list(chunks(batch, settings.chunk_size))
             for part in parts:  # an empty batch is one part, and a step like any other
                 _differentiate(model, parameters, part, scales)

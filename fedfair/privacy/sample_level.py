@@ -162,7 +162,7 @@ def train_privately(
     local = Sgd(blocks, list(public.paths), scales, model.modalities, settings)
     model.train()
     for _ in range(public.steps):
-        drawn = noise.poisson(len(records), public.sample_rate).to(records.labels.device)
+        drawn = noise.poisson(len(records), public.sample_rate)
         batch = records.select(drawn.nonzero()[:, 0])
         rows = {p.key: blocks.vectors[p.block].new_zeros(public.shapes[p.key]) for p in public.paths}
         # An empty draw is a step like any other: it releases the noise.

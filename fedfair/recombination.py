@@ -34,6 +34,11 @@ def applied(
         What the sites sent.
     train : Signals | None
         Their signals, for the number of records; None where nothing was released.
+
+    Returns
+    -------
+    Coefficients
+        `fresh` in mode gradient, and after single steps; else within `server.recombination` of `sent`.
     """
     if config.training.mode == "gradient":
         return fresh
@@ -52,11 +57,16 @@ def step_limit(steps: int) -> float:
 
 
 def _steps(config: Config, updates: Sequence[SiteUpdate], train: Signals | None) -> int:
-    """Return the local steps of a site with the mean number of records; 0 where privacy hides it."""
+    """Return the local steps of a site with the mean number of records; 0 where privacy hides it.
+
+    The mean, because it is one of sums, which is all that the server sees of a secure run.
+    """
     if config.privacy.on:
         return config.privacy.local_steps or 0
     if train is None:
         return 0
-    records = float(train.counts[0].sum()) / sum(update.sites for update in updates)
-    training = config.training
-    return training.local_epochs * math.ceil(records / training.batch_size)
+    records, training = float(train.counts[0].sum()), config.training
+    mean = records / sum(update.sites for update in updates)
+    steps = training.local_epochs * math.ceil(mean / training.batch_size)
+    # With a mean of one step some site may have gone further, unless all records fit into a batch.
+    return 2 if steps == 1 and records > training.batch_size else steps

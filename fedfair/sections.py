@@ -108,7 +108,7 @@ class ServerConfig:
     """How the server aggregates, when it commits a round, and which model it keeps.
 
     A round is committed if at least `min_sites` answered within `round_timeout` seconds and hold at
-    least `min_group_records` training records of every group; else it is tried again, `attempts`
+    least `min_group_records` training records of every known group; else it is tried again, `attempts`
     times in all before the run ends. In mode update, fresh coefficients multiply group rows within a
     factor `recombination` of those that the sites trained along (null: by the number of local steps).
     The last `keep` checkpoints are kept. `monitor` names the figure by which the best model is chosen

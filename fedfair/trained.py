@@ -16,6 +16,7 @@ from fedfair.data.encode import cells, encode
 from fedfair.data.schema import Schema, SiteRecords
 from fedfair.errors import RunError
 from fedfair.models import MultimodalModel, build_model
+from fedfair.networks import with_networks
 from fedfair.record import MODEL, MOMENTS
 
 
@@ -63,7 +64,7 @@ class TrainedModel:
         return cells(replace(records, attributes=attributes), self.schema)
 
 
-def load_trained(folder: Path, schema: Schema) -> TrainedModel:
+def load_trained(folder: Path, schema: Schema, weights: Path | None = None) -> TrainedModel:
     """Return the model of a finished run, such as ``runs/heart/001/seed-0/dual_mimo``.
 
     Parameters
@@ -72,6 +73,8 @@ def load_trained(folder: Path, schema: Schema) -> TrainedModel:
         A run with config.yaml, model.pt and moments.npz.
     schema : Schema
         The schema of its data set: ``open_dataset(...).schema``.
+    weights : Path | None
+        The folder of stored networks in which the run's are, if it names some; None: the working directory.
 
     Raises
     ------
@@ -81,7 +84,7 @@ def load_trained(folder: Path, schema: Schema) -> TrainedModel:
     for name in (MODEL, MOMENTS, "config.yaml"):
         if not (folder / name).is_file():
             raise RunError(f"`folder` must hold a finished run with {name}, got {folder}")
-    config = load(folder / "config.yaml")
+    config = with_networks(load(folder / "config.yaml"), weights)
     model = build_model(config.model.name, schema, config.model.options, config.seed)
     state = torch.load(folder / MODEL, map_location="cpu", weights_only=True)
     own = {name: value.shape for name, value in model.state_dict().items()}

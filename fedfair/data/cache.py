@@ -1,13 +1,15 @@
 """Images kept between runs: one file of 8-bit codes per modality of a site, mapped and never read whole.
 
 A file is an .npy array of codes, then a byte per record or slice that says what is there, then a seal over
-all but the codes. It is written beside itself and renamed, so it is whole or not there; one that is damaged
-is built again.
+all but the codes. It is written beside itself and renamed, so it is whole or not there; one that is cut or of
+another form is built again. Only a folder that is the user's alone is read or written: who could change the
+codes could change the images.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import io
@@ -23,6 +25,7 @@ from typing import BinaryIO, NamedTuple, Self
 
 import numpy as np
 
+from fedfair.data.options import as_integer
 from fedfair.data.pixels import Codes, Mask, Pixels
 from fedfair.files import sync_folder
 
@@ -60,16 +63,42 @@ def key_of(*parts: object) -> str:
 
 def user_cache() -> Path | None:
     """Return the user's own folder for what fedfair may forget, None without a home."""
-    try:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    except RuntimeError:
-        return None
-    return Path(base) / "fedfair"
+    chosen = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not chosen.is_absolute():  # the standard's word for no choice
+        try:
+            chosen = Path.home() / ".cache"
+        except RuntimeError:
+            return None
+    return chosen / "fedfair"
 
 
-def default_workers() -> int:
-    """Return the threads that paint unless the options say otherwise: one per core, at most 8."""
-    return min(8, os.cpu_count() or 1)
+def own_folder(folder: Path) -> None:
+    """Make a folder that only its owner can look into, unless it is there.
+
+    Raises
+    ------
+    OSError
+        If it cannot be made, belongs to another user, or is open to others.
+    """
+    for place in (folder.parent, folder):
+        place.mkdir(parents=True, exist_ok=True, mode=0o700)
+    about = folder.stat()
+    if about.st_uid != os.geteuid() or about.st_mode & 0o077:
+        raise PermissionError(errno.EACCES, "the folder must be the user's alone (chmod 700)")
+
+
+def as_workers(value: object, where: str) -> int:
+    """Return how many threads paint: None for one per core, and never more than 8 or cores.
+
+    The options may be another's, so they cannot ask a machine for more.
+
+    Raises
+    ------
+    ConfigError
+        If it is no integer of at least 1.
+    """
+    most = min(8, os.cpu_count() or 1)
+    return most if value is None else min(most, as_integer(value, where, 1))
 
 
 def images(
@@ -88,16 +117,21 @@ def images(
     workers : int
         Threads: decompressing, resizing and large arrays leave Python to others.
     folder : Path | None
-        Of the files; others than the owner cannot look into it. None, or a folder that cannot be written in,
-        keeps the images in memory.
+        Of the files. None, or a folder that cannot be written in or is not the user's alone, keeps the images
+        in memory.
     """
     forms = {name: _Format(want, count) for name, want in wanted.items()}
     found: dict[str, Pixels] = {}
+    place = None
     if folder is not None and count:
-        read = {name: form.opened(folder) for name, form in forms.items()}
+        with _told():
+            own_folder(folder)
+            place = folder
+    if place is not None:
+        read = {name: form.opened(place) for name, form in forms.items()}
         found = {name: own for name, own in read.items() if own is not None}
     if left := {name: form for name, form in forms.items() if name not in found}:
-        found |= _painted(left, count, paint, workers, folder if count else None)
+        found |= _painted(left, count, paint, workers, place)
     return {name: found[name] for name in wanted}
 
 
@@ -174,12 +208,13 @@ class _Canvas:
 
     def _begin(self, folder: Path) -> None:
         """Reserve the room: to paint into a map of what a full disk cannot hold would end the process."""
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        _sweep(folder, self.form.stem)
-        handle, name = tempfile.mkstemp(_PARTIAL, self.form.stem, folder)
-        file, self.path = os.fdopen(handle, "r+b"), Path(name)
-        try:
+        # Between its making and its locking, another builder would take a file for one left behind.
+        with _alone(folder):
+            _sweep(folder, self.form)
+            handle, name = tempfile.mkstemp(_PARTIAL, self.form.stem, folder)
+            file, self.path = os.fdopen(handle, "r+b"), Path(name)
             fcntl.flock(file, fcntl.LOCK_EX)
+        try:
             file.write(self.form.start)
             file.flush()
             os.posix_fallocate(handle, 0, self.form.end + len(self.form.tail(self.seen.tobytes())))
@@ -212,10 +247,11 @@ class _Canvas:
         if self.file is None or self.folder is None:
             return
         with _told(), self.file:
-            if kind is None:
-                self._finish(self.file, self.folder)
-            else:
-                self.path.unlink(missing_ok=True)
+            try:
+                if kind is None:
+                    self._finish(self.file, self.folder)
+            finally:
+                self.path.unlink(missing_ok=True)  # what has its name is not there any more
 
     def _finish(self, file: BinaryIO, folder: Path) -> None:
         if isinstance(self.codes, np.memmap):
@@ -226,14 +262,25 @@ class _Canvas:
         os.fsync(file.fileno())
         self.path.replace(folder / self.form.name)
         sync_folder(folder)
-        for other in folder.glob(f"{self.form.stem}*.npy"):
-            if other.name != self.form.name:
-                other.unlink(missing_ok=True)
 
 
-def _sweep(folder: Path, stem: str) -> None:
-    """Remove what killed builders have left; those that live hold a lock."""
-    for path in folder.glob(f"{stem}*{_PARTIAL}"):
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep other builders waiting."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _sweep(folder: Path, form: _Format) -> None:
+    """Remove images that are out of date, and what killed builders have left; those that live hold a lock."""
+    for path in folder.glob(f"{form.stem}*.npy"):
+        if path.name != form.name:
+            path.unlink(missing_ok=True)
+    for path in folder.glob(f"{form.stem}*{_PARTIAL}"):
         with contextlib.suppress(OSError), path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink()
@@ -241,7 +288,7 @@ def _sweep(folder: Path, stem: str) -> None:
 
 @contextlib.contextmanager
 def _told() -> Iterator[None]:
-    """Go on without a file where none can be written, and say so once."""
+    """Go on without a file where none can be written, and say why."""
     try:
         yield
     except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from fedfair.data.pixels import Pixels, Raw
 from fedfair.data.schema import (
     UNKNOWN,
+    ArrayModality,
     Modality,
     Schema,
     SiteRecords,
@@ -54,6 +56,8 @@ def checked_raw(records: SiteRecords, name: str, modality: Modality) -> Raw:
     if isinstance(raw, Pixels):
         if isinstance(modality, TableModality | TextModality):
             raise DataError(f"`{name}` must be float32, got Pixels: only images and volumes may be these")
+        if isinstance(modality, ArrayModality):
+            _refuse_partly(raw.seen, name)
         return raw
     infinite = int(np.isinf(raw).sum())
     if infinite:
@@ -94,9 +98,12 @@ def _check_words(raw: NDArray[np.float32], name: str, modality: TextModality) ->
 
 def _check_whole(raw: NDArray[np.float32], name: str) -> None:
     """Refuse arrays that are only partly missing: there is no telling what the gap means."""
-    missing, axes = np.isnan(raw), tuple(range(1, raw.ndim))
-    partly = int((missing.any(axis=axes) & ~missing.all(axis=axes)).sum())
-    if partly:
+    _refuse_partly(~np.isnan(raw.reshape(len(raw), math.prod(raw.shape[1:]))), name)
+
+
+def _refuse_partly(seen: NDArray[np.bool_], name: str) -> None:
+    """Refuse records of which some parts [n, k] are there and others are not."""
+    if partly := int((seen.any(axis=1) & ~seen.all(axis=1)).sum()):
         raise DataError(f"`{name}` must be NaN nowhere or everywhere in a record, got {partly} in between")
 
 

@@ -131,7 +131,7 @@ def concatenated(raws: Sequence[Raw]) -> Raw:
     Raises
     ------
     ShapeError
-        If some sites have images at 8 bits and others float32.
+        If some sites have images at 8 bits and others float32, or images of other shapes.
     """
     pixels = [raw for raw in raws if isinstance(raw, Pixels)]
     arrays = [raw for raw in raws if not isinstance(raw, Pixels)]
@@ -139,10 +139,14 @@ def concatenated(raws: Sequence[Raw]) -> Raw:
         return np.concatenate(arrays)
     if arrays:
         raise ShapeError("a modality must be float32 or Pixels at every site, got both")
+    if len(shapes := {own.shape[1:] for own in pixels}) > 1:
+        raise ShapeError(f"a modality must have one shape at every site, got {sorted(shapes)}")
+    # Sites without a missing slice may say so in one column.
+    width = max(own.seen.shape[1] for own in pixels)
     counts = [sum(map(len, own.parts)) for own in pixels]
     starts = np.cumsum([0, *counts[:-1]])
     return Pixels(
         tuple(part for own in pixels for part in own.parts),
         np.concatenate([own.rows + start for own, start in zip(pixels, starts, strict=True)]),
-        np.concatenate([own.seen for own in pixels]),
+        np.concatenate([np.broadcast_to(own.seen, (len(own), width)) for own in pixels]),
     )

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from fedfair.data.cache import user_cache
+from fedfair.data.cache import own_folder, user_cache
 from fedfair.data.eye.aliases import AGE, ATTRIBUTES, DISEASES, LEAKS
 from fedfair.data.eye.layout import NpzFile
 from fedfair.data.eye.profiles import ARRAYS, NOTE
@@ -63,7 +63,7 @@ def facts_of(root: Path, files: Sequence[NpzFile], cache: Path | None) -> dict[s
         A folder for `CACHE`, made if it can be; None keeps nothing. It holds the records' demographics and
         diagnoses, so others than the owner cannot look into it. A damaged cache is as good as none.
     """
-    kept = {} if cache is None else _read_cache(cache / CACHE)
+    kept = {} if cache is None else _read_cache(cache)
     facts = {f.path: kept[_key(f)] for f in files if _key(f) in kept}
     new = [file for file in files if file.path not in facts]
     if new:
@@ -105,10 +105,11 @@ def _key(file: NpzFile) -> str:
     return f"{file.size} {file.mtime_ns} {file.path}"
 
 
-def _read_cache(path: Path) -> dict[str, Facts]:
-    """Return what a cache holds; nothing if it is damaged, of another version or not there."""
+def _read_cache(folder: Path) -> dict[str, Facts]:
+    """Return what a cache holds; nothing if it is damaged, out of date, not the user's or not there."""
     try:
-        content = json.loads(path.read_bytes())
+        own_folder(folder)
+        content = json.loads((folder / CACHE).read_bytes())
         if content["version"] != _VERSION:
             return {}
         return {key: _checked(Facts(*facts)) for key, facts in content["files"].items() if key.count(" ") > 1}
@@ -129,5 +130,5 @@ def _write_cache(folder: Path, facts: Mapping[str, Facts]) -> None:
     """Keep facts for the next time; where nothing can be written, they are read again then."""
     content = json.dumps({"version": _VERSION, "files": facts}).encode()
     with contextlib.suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        own_folder(folder)
         write_atomically(folder / CACHE, content)

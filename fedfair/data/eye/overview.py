@@ -10,9 +10,9 @@ import numpy as np
 
 from fedfair.data.eye.aliases import SPLIT_NAMES, Field
 from fedfair.data.eye.records import Entry
+from fedfair.data.schema import UNKNOWN
 from fedfair.data.suppression import FEW, MANY, SMALLEST, WITHHELD, Counts, all_large, may_band, told
 
-UNKNOWN = "unknown"
 CROSSED = ("race", "sex")
 """The two attributes whose intersections are told."""
 

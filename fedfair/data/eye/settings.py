@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from fedfair.data.cache import default_workers
+from fedfair.data.cache import as_workers
 from fedfair.data.eye.aliases import ATTRIBUTES, Field
 from fedfair.data.eye.notes import EXTRA, SUMMARY, TEXT_FIELDS
 from fedfair.data.eye.profiles import ARRAYS, FIELD, NOTE, Profile
@@ -112,7 +112,7 @@ def read_settings(profile: Profile, options: object) -> Settings:
     found = {**_DEFAULTS, **entries(options, WHERE, optional=_DEFAULTS)}
     label = profile.disease(as_text(found["disease"], f"{WHERE}.disease"))
     leaks = as_truth(found["allow_leakage"], f"{WHERE}.allow_leakage")
-    text_field = _one_of(found, "text_field", TEXT_FIELDS)
+    text_field = as_one_of(found["text_field"], f"{WHERE}.text_field", TEXT_FIELDS)
     if text_field == EXTRA and not leaks:
         raise _leak("text_field", EXTRA, "the note with the patient's demographics in front of it")
     sites = None if found["sites"] is None else as_texts(found["sites"], f"{WHERE}.sites")
@@ -127,12 +127,10 @@ def read_settings(profile: Profile, options: object) -> Settings:
         sites,
         None if found["site_file"] is None else as_text(found["site_file"], f"{WHERE}.site_file"),
         as_text(found["site_tables"], f"{WHERE}.site_tables"),
-        _one_of(found, "split", _SPLITS) == "official",
+        as_one_of(found["split"], f"{WHERE}.split", _SPLITS) == "official",
         as_truth(found["allow_missing"], f"{WHERE}.allow_missing"),
         as_truth(found["cache"], f"{WHERE}.cache"),
-        default_workers()
-        if found["workers"] is None
-        else as_integer(found["workers"], f"{WHERE}.workers", 1),
+        as_workers(found["workers"], f"{WHERE}.workers"),
     )
 
 
@@ -172,11 +170,6 @@ def _chosen(value: object, option: str, known: Sequence[str]) -> tuple[str, ...]
                 f"`{WHERE}.{option}` must be of {list(known)}, got {name!r}{nearest(name, known)}"
             )
     return names
-
-
-def _one_of(found: Mapping[str, object], option: str, known: Sequence[str]) -> str:
-    """Return one known name."""
-    return _chosen([found[option]], option, known)[0]
 
 
 def _edges(value: object) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fedfair.data.cache import Wanted, default_workers, images, key_of, user_cache
+from fedfair.data.cache import Wanted, as_workers, images, key_of, user_cache
 from fedfair.data.checks import check_site
 from fedfair.data.options import (
     KEEP,
@@ -87,7 +87,7 @@ class PhantomAdapter:
         self._size = as_integer(own.get("size", 64), f"{where}.size", 16)
         self._slices = as_integer(own.get("slices", 8), f"{where}.slices", 1)
         self._cache = as_truth(own.get("cache", False), f"{where}.cache")
-        self._workers = as_integer(own.get("workers", default_workers()), f"{where}.workers", 1)
+        self._workers = as_workers(own.get("workers"), f"{where}.workers")
         usual = ["slo", "note" if spec.preset == "fairvlmed" else "oct"]
         chosen = _among(own.get("modalities", usual), f"{where}.modalities", MODALITIES)
         attributes = _among(own.get("attributes", ["race", "sex"]), f"{where}.attributes", tuple(ATTRIBUTES))

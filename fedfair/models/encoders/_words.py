@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 
+from fedfair.errors import ConfigError
 from fedfair.models.encoders._plain import mlp
 
 # Small against what a step changes: a word that tells stands out early.
@@ -27,14 +28,23 @@ class WordEncoder(nn.Module):
     vocabulary : int
         The number of different numbers, 0 included, which stands after the last word.
     hidden : Sequence[int]
-        Width of the vectors, then hidden widths; none: vectors of `out_dim`.
+        Width of the vectors, at least 2, then hidden widths; none: vectors of `out_dim`.
     out_dim : int
         p.
+
+    Raises
+    ------
+    ConfigError
+        If the vectors have one entry only, which standardising would make zero.
     """
 
     def __init__(self, vocabulary: int, hidden: Sequence[int], out_dim: int) -> None:
         super().__init__()
         width, *rest = hidden or [out_dim]
+        if width < 2:
+            raise ConfigError(
+                f"`hidden` of words must begin with at least 2, got {width}: one number has no scale"
+            )
         self.vectors = nn.Embedding(vocabulary, width, padding_idx=0)
         with torch.no_grad():
             self.vectors.weight.mul_(START)

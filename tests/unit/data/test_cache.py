@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedfair.data.cache import Wanted, images, key_of
+from fedfair.data.cache import Wanted, images, key_of, user_cache
 from fedfair.data.pixels import Codes, Pixels
 from fedfair.errors import DataError
 
@@ -247,3 +247,60 @@ def test_a_folder_that_cannot_be_written_in_is_no_error(
 def test_keys_tell_everything_apart() -> None:
     keys = [key_of(1, "a"), key_of(1, "b"), key_of("1", "a"), key_of(1, ("a",)), key_of(1), key_of(1.0, "a")]
     assert len(set(keys)) == len(keys)
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o770, 0o701])
+def test_a_folder_that_others_can_look_into_is_neither_read_nor_written(
+    tmp_path: Path, mode: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "kept"
+    check(kept(folder)[0])
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    before = names(folder)
+    folder.chmod(mode)
+    found, painter = kept(folder, {**WANTED, "slo": SLO._replace(key=key_of("slo", 2))})
+    check(found)
+    assert len(painter.asked) == N and names(folder) == before
+    assert "chmod 700" in caplog.text
+
+
+def test_folders_on_the_way_are_the_owners_too(tmp_path: Path) -> None:
+    kept(tmp_path / "fedfair" / "site")
+    assert stat.S_IMODE((tmp_path / "fedfair").stat().st_mode) == 0o700
+
+
+def test_a_file_that_cannot_get_its_name_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "replace", full_disk)
+    check(kept(tmp_path)[0])
+    assert names(tmp_path) == []
+
+
+BUILDER = """
+import logging, sys
+from pathlib import Path
+from tests.unit.data.test_cache import SLO, kept
+from fedfair.data.cache import key_of
+logging.basicConfig(level=logging.WARNING, stream=sys.stdout)
+for turn in range(60):
+    kept(Path(sys.argv[1]), {"slo": SLO._replace(place=f"{turn % 3}", key=key_of(sys.argv[2], turn))})
+"""
+
+
+def test_processes_that_build_the_same_images_do_not_take_each_others_files(tmp_path: Path) -> None:
+    """Each removes what is out of date, and none a file that another one paints."""
+    command = [sys.executable, "-c", BUILDER, str(tmp_path)]
+    builders = [subprocess.Popen([*command, str(k)], stdout=subprocess.PIPE, text=True) for k in range(3)]
+    told = [builder.communicate(timeout=60)[0] for builder in builders]
+    assert [builder.returncode for builder in builders] == [0, 0, 0]
+    assert "".join(told) == ""
+
+
+def test_a_relative_cache_home_is_no_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for chosen in ("here", ""):
+        monkeypatch.setenv("XDG_CACHE_HOME", chosen)
+        assert user_cache() == tmp_path / ".cache" / "fedfair"
+    monkeypatch.setenv("XDG_CACHE_HOME", "/else")
+    assert user_cache() == Path("/else/fedfair")

@@ -170,3 +170,23 @@ def test_a_table_or_text_is_refused() -> None:
 def test_what_is_no_image_is_refused(codes: Any, present: Any, message: str) -> None:
     with pytest.raises(ShapeError, match=message):
         Pixels.of(codes, present)
+
+
+def test_an_image_of_which_a_channel_is_missing_is_refused_as_its_twin_is() -> None:
+    codes, seen = np.ones((2, 3, 4, 5), np.uint8), np.array([[True, False, True], [True, True, True]])
+    schema = Schema({"slo": ArrayModality((3, 4, 5))}, ("no", "yes"), {}, ("a",))
+    for raw in (Pixels.of(codes, seen), Pixels.of(codes, seen).values()):
+        records = SiteRecords({"slo": raw}, np.zeros(2, np.int64), {})
+        with pytest.raises(DataError, match="`slo` must be NaN nowhere or everywhere in a record, got 1 in"):
+            observed_modalities(records, schema)
+
+
+def test_sites_that_say_what_is_missing_by_record_and_by_slice_go_together() -> None:
+    codes = np.arange(2 * 3 * 2 * 2, dtype=np.uint8).reshape(2, 3, 2, 2)
+    by_slice = Pixels.of(codes, np.array([[True, False, False], [True, True, True]]))
+    joined = concatenated([Pixels.of(codes), by_slice])
+    assert isinstance(joined, Pixels)
+    wanted = np.concatenate([Pixels.of(codes).values(), by_slice.values()])
+    np.testing.assert_array_equal(joined.values(), wanted)
+    with pytest.raises(ShapeError, match="one shape at every site"):
+        concatenated([Pixels.of(codes), Pixels.of(codes[:, :2])])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from fedfair.errors import ConfigError
 from fedfair.models.encoders import WordEncoder
 
 VOCABULARY, LENGTH = 20, 6
@@ -88,3 +90,9 @@ def test_widths_are_the_vectors_and_then_the_layers() -> None:
     shapes = [tuple(p.shape) for p in encoder.parameters()]
     assert shapes == [(20, 5), (4, 5), (4,), (3, 4), (3,)]
     assert [tuple(p.shape) for p in WordEncoder(VOCABULARY, [], 3).parameters()] == [(20, 3), (3, 3), (3,)]
+
+
+def test_vectors_of_one_number_are_refused() -> None:
+    """Standardised over one entry, every text would be zero."""
+    with pytest.raises(ConfigError, match="`hidden` of words must begin with at least 2, got 1"):
+        WordEncoder(VOCABULARY, [1], 3)

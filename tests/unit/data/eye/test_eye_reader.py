@@ -351,7 +351,7 @@ def test_visual_field_of_a_table(tmp_path: Path) -> None:
         ({"attributes": ["gender"]}, "`data.options.attributes` must be of"),
         ({"size": 0}, "`data.options.size` must be an integer of at least 1"),
         ({"age_edges": [60, 50]}, "`data.options.age_edges` must ascend"),
-        ({"split": "random"}, "`data.options.split` must be of"),
+        ({"split": "random"}, "`data.options.split` must be one of"),
         ({"allow_missing": "yes"}, "`data.options.allow_missing` must be true or false"),
         ({"cache": "no"}, "`data.options.cache` must be true or false"),
         ({"workers": 0}, "`data.options.workers` must be an integer of at least 1"),

@@ -137,4 +137,5 @@ def _grid(
 
 
 if __name__ == "__main__":
+    Path(sys.argv[1]).mkdir(parents=True, exist_ok=True)
     figures(Path(sys.argv[1]))

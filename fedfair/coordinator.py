@@ -138,7 +138,9 @@ class Coordinator:
                 self.welcome(site, surveys[site])
             return
         counted = [survey.train_counts for survey in surveys.values() if survey.train_counts is not None]
-        check_coverage(self.schema, np.sum(counted, axis=0))
+        names = list(self.schema.attributes)
+        modulated = [names[axis] for axis in axes(self.schema.attributes, self.config.data.attribute)]
+        check_coverage(self.schema, np.sum(counted, axis=0), modulated)
         sums: FeatureSums = reduce(add_feature_sums, [surveys[site].features for site in found])
         self.moments, self.surveyed = moments(sums), found
 

@@ -12,6 +12,7 @@ import itertools
 import math
 import multiprocessing
 import os
+import signal
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -176,6 +177,8 @@ def _call(client_app: ClientApp, message: Message, context: Context) -> Message:
 
 
 def _start_worker() -> None:
+    # Ctrl-C goes to the whole group; the main process stops the workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["OMP_NUM_THREADS"] = "1"
 
 

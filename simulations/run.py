@@ -6,6 +6,7 @@ import dataclasses
 import datetime
 import json
 import shlex
+import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from fedfair.coordinator import Coordinator
 from fedfair.data import DataAdapter, OwnTable, TableAdapter, is_made_up
 from fedfair.data.schema import Schema
 from fedfair.dataset import dataset_of
-from fedfair.errors import ConfigError, RunError
+from fedfair.errors import ConfigError, FedfairError, RunError
 from fedfair.modulation import METHODS
 from fedfair.networks import with_networks
 from fedfair.plain import first_difference
@@ -93,13 +94,17 @@ def run_experiment(request: Request) -> bool:
                     _run_arm(_arm_config(config, arm, seed, own, request), own, engine, adapter.schema)
     except KeyboardInterrupt:
         interrupted = True
+    except FedfairError:
+        # Nothing was trained: the mended command may use the same folder.
+        if not (request.resume or request.engine == FEDERATION or any(folder.rglob("rounds.jsonl"))):
+            shutil.rmtree(folder)
+        raise
     finally:
         finished = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         done = all((folder / f"seed-{s}" / a / MODEL).is_file() for s in seeds for a in arms)
-        _write(
-            folder / EXPERIMENT,
-            {**experiment, "status": "complete" if done else "interrupted", "finished": finished},
-        )
+        status = "complete" if done else "interrupted"
+        if folder.is_dir():
+            _write(folder / EXPERIMENT, {**experiment, "status": status, "finished": finished})
     _conclude(folder, f"{experiment['command']} --resume --output {folder}" if interrupted else None)
     return interrupted
 

@@ -23,6 +23,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except FedfairError as error:
         sys.stderr.write(f"fedfair: {error}\n")
         return 1
+    except OSError as error:
+        # A disk that is full or a file that may not be written: nothing that the program can mend.
+        place = f" ({error.filename})" if error.filename else ""
+        sys.stderr.write(
+            f"fedfair: the system refused: {error.strerror or error}{place}; mend that and go on\n"
+        )
+        return 1
     except KeyboardInterrupt:
         sys.stderr.write("fedfair: interrupted\n")
         return INTERRUPTED

@@ -119,13 +119,15 @@ def checked_indices(name: str, values: NDArray[np.int64] | None, length: int, si
     """
     if values is None or values.shape != (length,):
         raise ShapeError(f"`{name}` must be [{length}], got {None if values is None else list(values.shape)}")
+    if values.dtype.kind not in "iu":
+        raise DataError(f"`{name}` must be integers in 0 .. {size - 1}, got {values.dtype}")
     if outside := int(((values < 0) | (values >= size)).sum()):
         raise DataError(f"`{name}` must be in 0 .. {size - 1}, got {outside} other values")
     return values
 
 
-def check_coverage(schema: Schema, counts: NDArray[np.float64]) -> None:
-    """Refuse a class, modality or known group without any training record.
+def check_coverage(schema: Schema, counts: NDArray[np.float64], modulated: Collection[str]) -> None:
+    """Refuse a class, modality or known group of a modulated attribute without any training record.
 
     Parameters
     ----------
@@ -133,6 +135,8 @@ def check_coverage(schema: Schema, counts: NDArray[np.float64]) -> None:
         M modalities, C classes, and attributes.
     counts : NDArray[np.float64]
         [M + 1, cells, C] pooled records by head, cell of all attributes and label.
+    modulated : Collection[str]
+        Attributes whose groups a method is to serve; of others an empty group is not estimable.
 
     Raises
     ------
@@ -147,10 +151,10 @@ def check_coverage(schema: Schema, counts: NDArray[np.float64]) -> None:
     for axis, (attribute, groups) in enumerate(attributes.items()):
         totals = by_cell.sum(tuple(i for i in range(by_cell.ndim) if i != axis))
         for name, total in zip(groups, totals, strict=True):
-            if total == 0 and name != UNKNOWN:
+            if total == 0 and name != UNKNOWN and attribute in modulated:
                 raise DataError(
-                    f"group `{name}` of attribute `{attribute}` must have a training record at some "
-                    "site, got none; remove the group or join it to another"
+                    f"group `{name}` of attribute `{attribute}` must have a training record at some site, "
+                    "got none; modulate another attribute, or join the group to another in the data"
                 )
     for name, total in zip(schema.classes, counts[0].sum(0), strict=True):
         if total == 0:

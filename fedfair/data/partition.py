@@ -22,7 +22,7 @@ from fedfair.errors import ConfigError, DataError, nearest
 from fedfair.seeding import numpy_generator
 
 LABEL = "label"
-_TRIES = 1000
+_TRIES = 200
 
 
 @dataclass(frozen=True)
@@ -129,12 +129,14 @@ class Partitioned:
     def _dealt(self) -> NDArray[np.int64]:
         """The place of each record's virtual site, [n]."""
         partition, records = self._partition, self._pool
+        # Without this, a thousand draws would find out.
+        possible = partition.sites * partition.smallest <= len(records)
         parts = [records.labels if name == LABEL else records.attributes[name] for name in partition.over]
         category = (
             np.unique(np.stack(parts), axis=1, return_inverse=True)[1] if parts else np.zeros(len(records))
         )
         rng = numpy_generator(self._seed, "partition")
-        for _ in range(_TRIES):
+        for _ in range(_TRIES if possible else 0):
             dealt = _deal(category.astype(np.int64), partition.sites, partition.concentration, rng)
             if np.bincount(dealt, minlength=partition.sites).min() >= partition.smallest:
                 return dealt

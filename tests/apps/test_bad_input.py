@@ -261,3 +261,35 @@ def test_the_order_of_classes_and_groups_is_that_of_the_configuration() -> None:
     found = (counts["counts"] + counts["train_counts"])[:, 0].sum(0)
     expected = [[sum(r["sex"] == s and r["ill"] == y for r in table()) for y in (1, 0)] for s in "MF"]
     assert found.tolist() == expected
+
+
+def test_a_refused_run_leaves_no_folder_in_the_way_of_the_mended_one() -> None:
+    bad, good = write(change("rate", "nan")), ["--output", "out", "--set", "rounds=1"]
+    assert main(["simulate", str(bad), *good]) == 1
+    assert not Path("out").exists()
+    assert main(["simulate", str(write(table())), *good]) == 0
+
+
+def test_what_the_system_refuses_is_one_sentence(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device", "runs/model.pt")
+
+    monkeypatch.setattr("simulations.run.run_experiment", full)
+    monkeypatch.setattr("fedfair.cli._experiments.run_experiment", full, raising=False)
+    assert main(["simulate", str(HEART)]) == 1
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and "No space left on device (runs/model.pt)" in told
+
+
+def test_a_group_without_records_is_refused_where_it_is_modulated_only(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    small = ["patients=60", "size=16", "slices=1", "attributes=[race, marital]"]
+    arguments = ["simulate", str(HEART.parent / "phantom_noisy_group.yaml"), "--output", "out"]
+    for value in ("rounds=1", "report.resamples=5", *(f"data.options.{each}" for each in small)):
+        arguments += ["--set", value]
+    assert main([*arguments, "--set", "data.attribute=marital"]) == 1
+    assert "modulate another attribute" in capsys.readouterr().err
+    assert main(arguments) == 0

@@ -195,9 +195,9 @@ def test_a_data_set_needs_no_record_of_an_unknown_group() -> None:
     schema = Masked().schema
     counts = np.ones((3, 3, 4, 2))
     counts[:, 2] = counts[:, :, 3] = 0
-    check_coverage(schema, counts.reshape(3, 12, 2))
+    check_coverage(schema, counts.reshape(3, 12, 2), ["sex"])
     with pytest.raises(DataError, match="group `other` of attribute `sex` must have a training record"):
-        check_coverage(Masked("other").schema, counts.reshape(3, 12, 2))
+        check_coverage(Masked("other").schema, counts.reshape(3, 12, 2), ["sex"])
 
 
 def test_released_sums_are_settled_without_the_unknown_group() -> None:

@@ -170,6 +170,11 @@ class EyeAdapter:
     def _joined(self) -> Joined:
         """Return all records, refused if anything does not fit."""
         layout, chosen = self._layout, self.settings
+        if layout.sites and not chosen.profile.sites:
+            raise DataError(
+                f"`data.path` must be a folder of {chosen.profile.name}, got one with tables of "
+                "FairFedMed's sites; set `data.name: fairfedmed`"
+            )
         cache = default_cache(layout.root) if chosen.cache else None
         facts = facts_of(layout.root, layout.files, cache)
         wanted = Wanted(

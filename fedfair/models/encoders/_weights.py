@@ -89,6 +89,10 @@ def load_network(kind: str, options: Pretrained) -> nn.Module:
     path, config = options.path, options.config
     if (path is None) == (config is None):
         raise ConfigError(f"encoder {kind} must have either `path` or `config`, got {path!r} and {config!r}")
+    if path is None and options.sha256 is not None:
+        raise ConfigError(
+            f"`sha256` must be left out without `path`, got {options.sha256!r}: no file is read"
+        )
     library = pretrained_module("transformers")
     network, settings = (getattr(library, CLASSES[kind] + part) for part in ("Model", "Config"))
     if path is None:

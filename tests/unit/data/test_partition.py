@@ -129,3 +129,9 @@ OPTIONS = {
     "modalities": {"m": {"numeric": ["x"]}},
     "attributes": {"sex": {"column": "s", "values": {"f": ["f"], "m": ["m"]}}},
 }
+
+
+def test_more_sites_than_records_are_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedfair.data.partition._deal", None)  # not a single draw
+    with pytest.raises(ConfigError, match="fewer sites"):
+        dealt(sites=1201).load("site-0001")

@@ -15,6 +15,7 @@ from fedfair.data.schema import ArrayModality, TextModality, VolumeModality
 from fedfair.errors import ConfigError, DataError, MissingDependency
 from fedfair.models import build_model
 from fedfair.models.encoders import tokenize
+from fedfair.models.encoders._weights import Pretrained, load_network
 from tests.unit.models.cases import (
     BERT,
     COLOUR,
@@ -150,3 +151,8 @@ def test_other_encoders_need_no_library(monkeypatch: pytest.MonkeyPatch) -> None
         monkeypatch.setitem(sys.modules, library, None)
     for spec in (PHOTO, NOTE, COLOUR, VolumeModality((2, 4, 4))):
         build_model("late_fusion", schema_of(spec), {}, 0)
+
+
+def test_a_hash_of_no_file_is_refused() -> None:
+    with pytest.raises(ConfigError, match="`sha256` must be left out without `path`"):
+        load_network("vit", Pretrained(config={"hidden_size": 8}, sha256="abc"))

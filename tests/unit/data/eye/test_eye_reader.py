@@ -437,3 +437,9 @@ def test_owner_of_a_part_of_fairfedmed_needs_no_site_tables(tmp_path: Path) -> N
     npz(tmp_path / "all" / "p1.npz", race=1, gender=0, glaucoma=1)
     made = EyeAdapter("fairfedmed", str(tmp_path), SMALL, 0, owner="site2")
     assert len(made.load("site2")) == 1
+
+
+def test_fairfedmed_is_not_read_as_a_set_without_sites(tmp_path: Path) -> None:
+    fedmed(tmp_path)
+    with pytest.raises(DataError, match="set `data.name: fairfedmed`"):
+        adapter(tmp_path, "fairvision").load("site1")

@@ -54,6 +54,11 @@ class MissingDependency(FedfairError):
     """An optional package that the requested feature needs is not installed."""
 
 
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """Return a number with its noun: ``1 round``, ``2 rounds``; `plural` where it takes more than an s."""
+    return f"{number} {noun if number == 1 else plural or f'{noun}s'}"
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return a hint such as ``; did you mean `rounds`?`` or an empty string.
 
@@ -66,3 +71,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """
     match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"; did you mean `{match[0]}`?" if match else ""
+
+
+def likely(name: str, known: Iterable[str]) -> str:
+    """Return the hint of `nearest`, or else all names that are known, if a user may well want to see them."""
+    names = list(known)
+    return nearest(name, names) or f"; known here are {', '.join(names) or 'no keys'}"

@@ -7,13 +7,13 @@ import dataclasses
 import re
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import yaml
 
-from fedfair.errors import ConfigError, nearest
+from fedfair.errors import ConfigError, likely
 
 
 class _Loader(yaml.SafeLoader):
@@ -44,7 +44,7 @@ def read_yaml(text: str, origin: str) -> Any:  # noqa: ANN401, YAML holds anythi
         raise ConfigError(f"{origin} must be valid YAML, got {where}") from error
 
 
-def build(kind: type[Any], plain: object, prefix: str) -> Any:  # noqa: ANN401, the kind decides
+def build(kind: type[Any], plain: object, prefix: str, everywhere: Iterable[str] | None = None) -> Any:  # noqa: ANN401, the kind decides
     """Return the dataclass `kind` built from plain data.
 
     Parameters
@@ -55,6 +55,8 @@ def build(kind: type[Any], plain: object, prefix: str) -> Any:  # noqa: ANN401, 
         A mapping of its fields.
     prefix : str
         Of the keys in messages, such as ``training.``.
+    everywhere : Iterable[str] | None
+        All dotted keys of the document, among which an unknown one may belong; by default those of `kind`.
 
     Raises
     ------
@@ -65,19 +67,36 @@ def build(kind: type[Any], plain: object, prefix: str) -> Any:  # noqa: ANN401, 
         raise ConfigError(f"`{prefix.rstrip('.') or 'config'}` must be a section of keys, got {plain!r}")
     hints = typing.get_type_hints(kind)
     known = [f.name for f in dataclasses.fields(kind)]
+    everywhere = tuple(dotted_keys(kind, prefix) if everywhere is None else everywhere)
     values = {}
     for key, value in plain.items():
         if key not in known:
-            hint = nearest(str(key), known) or f"; known here are {', '.join(known) or 'no keys'}"
+            hint = _belongs(str(key), prefix, everywhere) or likely(str(key), known)
             raise ConfigError(f"`{prefix}{key}` is not a known key{hint}")
-        values[key] = _convert(value, hints[key], f"{prefix}{key}")
+        values[key] = _convert(value, hints[key], f"{prefix}{key}", everywhere)
     return kind(**values)
 
 
-def _convert(value: object, hint: object, key: str) -> object:
+def dotted_keys(kind: type[Any], prefix: str = "") -> Iterator[str]:
+    """Yield the keys of a dataclass, and those of the sections in it, each with its prefix."""
+    for name, hint in typing.get_type_hints(kind).items():
+        if name in {f.name for f in dataclasses.fields(kind)}:
+            yield f"{prefix}{name}"
+            if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+                yield from dotted_keys(hint, f"{prefix}{name}.")
+
+
+def _belongs(key: str, prefix: str, everywhere: Iterable[str]) -> str:
+    """Return a hint at the other sections that have a key of this name, or an empty string."""
+    places = [place for place in everywhere if place.rpartition(".")[2] == key and place != f"{prefix}{key}"]
+    words = " or ".join(f"`{place}`" for place in places)
+    return f"; it belongs elsewhere, did you mean {words}?" if places else ""
+
+
+def _convert(value: object, hint: object, key: str, everywhere: Iterable[str]) -> object:
     """Return `value` as the annotated type: a section, a scalar, a list or a mapping."""
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-        return build(hint, {} if value is None else value, f"{key}.")
+        return build(hint, {} if value is None else value, f"{key}.", everywhere)
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     kinds = [typing.get_origin(option) or option for option in options]
     if float in kinds and isinstance(value, str):

@@ -19,7 +19,7 @@ from fedfair.data.schema import (
     TextModality,
     VolumeModality,
 )
-from fedfair.errors import DataError, ShapeError, nearest
+from fedfair.errors import DataError, ShapeError, counted, nearest
 
 
 def check_site(site: str, sites: Collection[str]) -> None:
@@ -80,7 +80,8 @@ def _check_codes(raw: NDArray[np.float32], modality: TableModality) -> None:
         wrong = value[~np.isnan(value) & ~np.isin(value, np.arange(size))]
         if size and len(wrong):
             raise DataError(
-                f"`{column.name}` must be an index in 0 .. {size - 1} or NaN, got {len(wrong)} other values"
+                f"`{column.name}` must be an index in 0 .. {size - 1} or NaN, "
+                f"got {counted(len(wrong), 'other value')}"
             )
 
 
@@ -90,10 +91,13 @@ def _check_words(raw: NDArray[np.float32], name: str, modality: TextModality) ->
     word = (raw >= 1) & (raw < modality.vocabulary) & (raw == np.floor(raw))
     if wrong := int((~missing & ~word).sum()):
         raise DataError(
-            f"`{name}` must hold whole numbers in 1 .. {modality.vocabulary - 1} or NaN, got {wrong} others"
+            f"`{name}` must hold whole numbers in 1 .. {modality.vocabulary - 1} or NaN, "
+            f"got {counted(wrong, 'other')}"
         )
     if gaps := int((missing[:, :-1] & ~missing[:, 1:]).any(axis=1).sum()):
-        raise DataError(f"`{name}` must be NaN after the last word only, got gaps in {gaps} records")
+        raise DataError(
+            f"`{name}` must be NaN after the last word only, got gaps in {counted(gaps, 'record')}"
+        )
 
 
 def _check_whole(raw: NDArray[np.float32], name: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 
-from fedfair.errors import ConfigError, nearest
+from fedfair.errors import ConfigError, likely, nearest
 
 MISSING = frozenset({"", "na", "nan", "?"})
 """What stands for a missing value in a table, whatever its case."""
@@ -50,7 +50,7 @@ def entries(
     known = [*required, *optional]
     for key in found:
         if key not in known:
-            raise ConfigError(f"`{where}.{key}` is not a known key{nearest(key, known)}")
+            raise ConfigError(f"`{where}.{key}` is not a known key{likely(key, known)}")
     for key in required:
         if key not in found:
             raise ConfigError(f"`{where}.{key}` must be given, got only {sorted(found)}")
@@ -95,6 +95,21 @@ def as_texts(value: object, where: str) -> tuple[str, ...]:
     if len(set(texts)) < len(texts):
         raise ConfigError(f"`{where}` must not repeat an item, got {list(texts)}")
     return texts
+
+
+def as_some_of(value: object, where: str, known: Sequence[str]) -> tuple[str, ...]:
+    """Return a list of different known names, in its own order.
+
+    Raises
+    ------
+    ConfigError
+        If it is no such list; the name nearest to an unknown one is named.
+    """
+    names = as_texts(value, where)
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"`{where}` must be of {list(known)}, got {name!r}{nearest(name, known)}")
+    return names
 
 
 def as_one_of(value: object, where: str, known: Sequence[str]) -> str:

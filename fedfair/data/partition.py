@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedfair.data.checks import check_site
-from fedfair.data.options import as_integer, as_mapping, as_number, as_text, as_texts, entries
+from fedfair.data.options import as_integer, as_mapping, as_number, as_texts, entries
 from fedfair.data.pixels import concatenated, observed, without
 from fedfair.data.schema import DataAdapter, Schema, SiteRecords
 from fedfair.errors import ConfigError, DataError, nearest
@@ -66,15 +66,16 @@ class Partition:
         where = "data.partition"
         known = [each.name for each in dataclasses.fields(cls)]
         found = entries(options, where, [], known)
-        over = found.get("over") or ()
-        at = as_mapping(found.get("missing_at") or {}, f"{where}.missing_at")
+        given = {key: value for key, value in found.items() if value is not None}
+        over = given.get("over", [])
+        at = as_mapping(given.get("missing_at", {}), f"{where}.missing_at")
         return cls(
-            as_integer(found.get("sites", 0), f"{where}.sites", 0),
-            as_texts([over] if isinstance(over, str) else over, f"{where}.over") if over else (),
-            as_number(found.get("concentration", 1.0), f"{where}.concentration", 1e-3, 1e6),
-            as_integer(found.get("smallest", 1), f"{where}.smallest", 1),
-            _rates(found.get("missing") or {}, f"{where}.missing"),
-            {as_text(site, where): _rates(rates, f"{where}.missing_at.{site}") for site, rates in at.items()},
+            as_integer(given.get("sites", 0), f"{where}.sites", 0),
+            () if over == [] else as_texts([over] if isinstance(over, str) else over, f"{where}.over"),
+            as_number(given.get("concentration", 1.0), f"{where}.concentration", 1e-3, 1e6),
+            as_integer(given.get("smallest", 1), f"{where}.smallest", 1),
+            _rates(given.get("missing", {}), f"{where}.missing"),
+            {site: _rates(rates, f"{where}.missing_at.{site}") for site, rates in at.items()},
         )
 
 
@@ -164,11 +165,12 @@ class Partitioned:
 
 def _check_names(partition: Partition, schema: Schema) -> None:
     """Refuse names that the data do not have."""
-    rates = [partition.missing, *partition.missing_at.values()]
+    modalities = tuple(schema.modalities)
     for where, wanted, known in (
         ("over", partition.over, (LABEL, *schema.attributes)),
-        ("missing", [name for each in rates for name in each], tuple(schema.modalities)),
-        ("missing_at", tuple(partition.missing_at), schema.sites),
+        ("missing", partition.missing, modalities),
+        ("missing_at", partition.missing_at, schema.sites),
+        *((f"missing_at.{site}", rates, modalities) for site, rates in partition.missing_at.items()),
     ):
         for name in wanted:
             if name not in known:

@@ -158,7 +158,8 @@ class SiteRecords:
     attributes : Mapping[str, NDArray[np.int64]]
         [n] per attribute, ``0 .. G-1``.
     sides : NDArray[np.int8] | None
-        [n], `TRAIN`, `VALIDATION` or `TEST`, where the data set itself says what each record is for.
+        [n], `TRAIN`, `VALIDATION` or `TEST`, where the data set itself says what each record is for; -1
+        (`fedfair.data.split.NOT_SAID`) where it does not say so of a record, or says two things.
     """
 
     modalities: Mapping[str, Raw]

@@ -18,6 +18,10 @@ Index = NDArray[np.int64]
 Split = Callable[[SiteRecords, float, int, str, str], tuple[Index, Index]]
 
 
+NOT_SAID = -1
+"""Among a data set's own sides: nothing says what the record is for, or two things say different sides."""
+
+
 class Sides(NamedTuple):
     """Ascending indices of a site's records, by what they are for.
 
@@ -70,12 +74,19 @@ def given_sides(records: SiteRecords, site: str, validates: bool) -> Sides:
     Raises
     ------
     DataError
-        If the data set names no sides, or no record is for validation and some are wanted.
+        If the data set names no sides, or not that of every record, or no record is for validation and some
+        are wanted.
     """
     if records.sides is None:
         raise DataError(
             "`data.split` must be stratified or hashed for data that do not say what their records are for, "
-            "got given"
+            "got given; change it, or leave out `data.options.split: none` if it is there"
+        )
+    if (records.sides == NOT_SAID).any():
+        raise DataError(
+            f"site {site} must have its records in folders Training, Validation, Test or their sides in a "
+            "table (a column `use`, or meta_site1_race_train.csv and its like) for `data.split: given`, got "
+            "some with no side or two; mend that, or set `data.split: stratified`"
         )
     train, validation, test = (np.flatnonzero(records.sides == side) for side in (TRAIN, VALIDATION, TEST))
     if validates and len(validation) == 0:

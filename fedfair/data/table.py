@@ -15,7 +15,7 @@ from fedfair.data.checks import check_site
 from fedfair.data.options import is_missing
 from fedfair.data.schema import Column, Schema, SiteRecords, TableModality
 from fedfair.data.spec import Grouping, TableSpec
-from fedfair.errors import DataError, nearest
+from fedfair.errors import DataError, counted, nearest
 
 Row = Mapping[str, str]
 NumberedRow = tuple[int, Row]
@@ -51,13 +51,17 @@ def read_csv(path: str | Path, called: str | None = None) -> list[dict[str, str]
         reason = error.reason if isinstance(error, UnicodeDecodeError) else error
         raise DataError(f"{file_name} must be a CSV file in UTF-8: {reason}") from error
     if len(lines) < 2:
-        raise DataError(f"{file_name} must hold a header and at least one row, got {len(lines)} lines")
+        raise DataError(
+            f"{file_name} must hold a header and at least one row, got {counted(len(lines), 'line')}"
+        )
     header, *rows = lines
     if twice := [place for place, name in enumerate(header, start=1) if header.count(name) > 1]:
         raise DataError(f"{file_name} must name each column once, got columns {twice} with a name in common")
     for number, row in enumerate(rows, start=1):
         if len(row) != len(header):
-            raise DataError(f"{file_name} must have {len(header)} cells in row {number}, got {len(row)}")
+            raise DataError(
+                f"{file_name} must have {counted(len(header), 'cell')} in row {number}, got {len(row)}"
+            )
     return [dict(zip(header, row, strict=True)) for row in rows]
 
 

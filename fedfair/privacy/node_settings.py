@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fedfair.data.options import as_mapping, as_texts
-from fedfair.errors import ConfigError, nearest
+from fedfair.errors import ConfigError, likely
 from fedfair.plain import read_yaml
 
 PATHS = ("data", "weights", "ledger", "audit", "key", "roster")
@@ -75,7 +75,7 @@ def read_settings(path: Path) -> dict[str, object]:
     known = [key for key in (SITE, *KEYS, *INFORMATIVE) if key != "settings"]
     for key in found:
         if key not in known:
-            raise ConfigError(f"`{key}` of the site's settings is not a known key{nearest(key, known)}")
+            raise ConfigError(f"`{key}` of the site's settings is not a known key{likely(key, known)}")
     values = {"ledger": "ledgers", **given(found)}
     return {key: path.parent / str(value) if key in PATHS else value for key, value in values.items()}
 

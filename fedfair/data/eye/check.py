@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from fedfair.data.eye.aliases import ATTRIBUTES, LEAKS, Field
 from fedfair.data.eye.index import Facts, default_cache, facts_of, facts_of_file
 from fedfair.data.eye.layout import Layout, Tree, diseases_in, find_layout, scan
+from fedfair.data.eye.likeness import another, guess
 from fedfair.data.eye.notes import FULL, SUMMARY, has_text, texts_by_table
 from fedfair.data.eye.overview import Record, overview
 from fedfair.data.eye.profiles import ARRAYS, NOTE, PROFILES, Profile, profile_named
@@ -69,7 +71,7 @@ def check(path: str | Path, profile: str | None = None, cache: bool = True) -> R
     if chosen is None or not tree.files:
         return _nothing(tree, chosen)
     found: list[str] = []
-    problems: list[str] = []
+    problems = _mistaken(tree, chosen)
     for disease in diseases_in(tree, chosen) or _disease_of_members(tree):
         lines, wrong = _check_disease(tree, chosen, disease, cache)
         found += lines
@@ -77,22 +79,16 @@ def check(path: str | Path, profile: str | None = None, cache: bool = True) -> R
     return Report(chosen.name, tuple(found), tuple(problems)) if found else _nothing(tree, chosen)
 
 
-def guess(tree: Tree) -> Profile | None:
-    """Return the data set that a folder most likely is, None if it is none."""
-    one = PROFILES["fairvlmed"]
-    layout = find_layout(tree, one, "glaucoma") if tree.files else None
-    if layout is None:
-        return None
-    if layout.sites:
-        return PROFILES["fairfedmed"]
-    if layout.texts or layout.splits:
-        return one
-    if diseases_in(tree, PROFILES["fairvision"]):
-        return PROFILES["fairvision"]
-    facts = facts_of_file(tree.root / tree.files[0].path)
-    if ARRAYS["oct"].key in facts.shapes:
-        return PROFILES["fairfedmed" if layout.records else "fairvision"]
-    return one if ARRAYS["slo"].key in facts.shapes else None
+def _mistaken(tree: Tree, chosen: Profile) -> list[str]:
+    """Return a sentence on files that are another set's; images of one read as another's are transposed."""
+    other = another(tree, chosen)
+    if other is None:
+        return []
+    told = f"fedfair data check {shlex.quote(str(tree.root))} --profile {other.name}"
+    return [
+        f"the files must be those of {chosen.title}, got what looks like {other.title}: type `{told}`, and "
+        f"`data.name: {other.name}` in a configuration"
+    ]
 
 
 def _nothing(tree: Tree, profile: Profile | None) -> Report:

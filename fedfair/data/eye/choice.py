@@ -5,10 +5,11 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 
+from fedfair.data.eye.ages import AGE_GROUP
 from fedfair.data.eye.notes import has_text
 from fedfair.data.eye.profiles import FIELD, NOTE
 from fedfair.data.eye.records import Entry, Problem
-from fedfair.data.eye.settings import AGE_GROUP, Settings
+from fedfair.data.eye.settings import Settings
 from fedfair.errors import DataError
 
 LISTED = "; `fedfair data check` lists them all"

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedfair.data.checks import check_site
+from fedfair.data.eye.ages import AGE_GROUP
 from fedfair.data.eye.choice import MAY_MISS, check_texts, group_of, reason_against, refuse
 from fedfair.data.eye.contents import modality_values
 from fedfair.data.eye.index import default_cache, facts_of
@@ -19,9 +20,10 @@ from fedfair.data.eye.layout import Layout, find_layout, scan
 from fedfair.data.eye.notes import texts_by_table
 from fedfair.data.eye.profiles import profile_named
 from fedfair.data.eye.records import Entry, Joined, Problem, Wanted, join, read_tables
-from fedfair.data.eye.settings import AGE_GROUP, Settings, read_settings
+from fedfair.data.eye.settings import Settings, read_settings
 from fedfair.data.eye.sites import Place, named_sites, places_by_tables, sites_by_file
 from fedfair.data.schema import Schema, SiteRecords
+from fedfair.data.split import NOT_SAID
 from fedfair.errors import ConfigError, DataError
 
 _ONE_SITE = "site1"
@@ -95,20 +97,14 @@ class EyeAdapter:
                 name: np.array([group_of(entry, name, self.settings) for entry in entries], np.int64)
                 for name in self.settings.attributes
             },
-            self._sides(site),
+            self.official_split(site),
         )
-
-    def _sides(self, site: str) -> NDArray[np.int8] | None:
-        """Return the official split, or None where the files do not say it: only who asks for it needs it."""
-        try:
-            return self.official_split(site)
-        except DataError:
-            return None
 
     def official_split(self, site: str) -> NDArray[np.int8] | None:
         """Return the split of each record of `load(site)`: 0 train, 1 validation, 2 test.
 
-        None with ``split: none``.
+        `NOT_SAID` where no folder or table says it, or two say otherwise: only who asks for the split needs
+        it. None with ``split: none``.
 
         Raises
         ------
@@ -118,7 +114,8 @@ class EyeAdapter:
         if not self.settings.official:
             return None
         with self._names_kept():
-            return np.array([self._split(entry) for entry in self._chosen(site).entries], np.int8)
+            said = [self._said(entry) for entry in self._chosen(site).entries]
+        return np.array([splits[0] if len(splits) == 1 else NOT_SAID for splits in said], np.int8)
 
     def left_out(self, site: str) -> Mapping[str, int]:
         """Return how many records of `site` are left out, by the first reason that holds.
@@ -206,17 +203,10 @@ class EyeAdapter:
     def _texts(self) -> Mapping[str, str]:
         return texts_by_table(self._layout, self.settings.text_field)
 
-    def _split(self, entry: Entry) -> int:
-        """Return a record's split, by its table of sites or its own."""
+    def _said(self, entry: Entry) -> Sequence[int]:
+        """Return the splits that a record is said to be of: one, if its folder and tables agree."""
         place = self._places.get(entry.file.name)
-        said = {entry.split, place.split if place else None}
-        named = [split for split in said if split is not None]
-        if len(named) != 1:
-            raise DataError(
-                "the official split must be said once, by folder or by table, for every record, got "
-                f"{len(named)} for {entry.file.path}; mend it or set `data.options.split: none`"
-            )
-        return named[0]
+        return [split for split in {entry.split, place.split if place else None} if split is not None]
 
     def _chosen(self, site: str) -> _Chosen:
         """Return the usable records of a site."""

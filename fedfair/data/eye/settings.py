@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fedfair.data.cache import as_workers
+from fedfair.data.eye.ages import AGE_EDGES, AGE_GROUP, age_groups, as_edges
 from fedfair.data.eye.aliases import ATTRIBUTES, Field
 from fedfair.data.eye.notes import EXTRA, SUMMARY, TEXT_FIELDS
 from fedfair.data.eye.profiles import ARRAYS, FIELD, NOTE, Profile
@@ -13,8 +14,8 @@ from fedfair.data.options import (
     KEEP,
     LEAVE_OUT,
     as_integer,
-    as_items,
     as_one_of,
+    as_some_of,
     as_text,
     as_texts,
     as_truth,
@@ -29,9 +30,8 @@ from fedfair.data.schema import (
     TextModality,
     VolumeModality,
 )
-from fedfair.errors import ConfigError, nearest
+from fedfair.errors import ConfigError
 
-AGE_GROUP = "age_group"
 DEVIATIONS = 52
 WHERE = "data.options"
 
@@ -43,7 +43,7 @@ _DEFAULTS: Mapping[str, object] = {
     "slices": 8,
     "attributes": ["race", "sex"],
     "unknown": LEAVE_OUT,
-    "age_edges": [50, 65],
+    "age_edges": AGE_EDGES,
     "text_field": SUMMARY,
     "words": 64,
     "vocabulary": 8192,
@@ -56,6 +56,11 @@ _DEFAULTS: Mapping[str, object] = {
     "cache": True,
     "workers": None,
 }
+_OWNED = {
+    **dict.fromkeys(("text_field", "words", "vocabulary"), ("fairvlmed", "notes")),
+    "site_tables": ("fairfedmed", "tables of its sites"),
+}
+"""Options for what one set alone has: that set, and what it is."""
 
 
 @dataclass(frozen=True)
@@ -94,11 +99,7 @@ class Settings:
         return tuple(ATTRIBUTES[name] for name in self.attributes if name != AGE_GROUP)
 
     def _groups_of(self, name: str) -> tuple[str, ...]:
-        if name != AGE_GROUP:
-            return ATTRIBUTES[name].groups
-        edges = self.age_edges
-        between = [f"{low}-{high - 1}" for low, high in zip(edges, edges[1:], strict=False)]
-        return (f"<{edges[0]}", *between, f"{edges[-1]}+")
+        return age_groups(self.age_edges) if name == AGE_GROUP else ATTRIBUTES[name].groups
 
 
 def read_settings(profile: Profile, options: object) -> Settings:
@@ -109,7 +110,9 @@ def read_settings(profile: Profile, options: object) -> Settings:
     ConfigError
         If one is unknown, of the wrong kind, or would make an input of what says the label.
     """
-    found = {**_DEFAULTS, **entries(options, WHERE, optional=_DEFAULTS)}
+    given = entries(options, WHERE, optional=_DEFAULTS)
+    _refuse_idle(profile, given)
+    found = {**_DEFAULTS, **given}
     label = profile.disease(as_text(found["disease"], f"{WHERE}.disease"))
     leaks = as_truth(found["allow_leakage"], f"{WHERE}.allow_leakage")
     text_field = as_one_of(found["text_field"], f"{WHERE}.text_field", TEXT_FIELDS)
@@ -120,9 +123,9 @@ def read_settings(profile: Profile, options: object) -> Settings:
         profile,
         label,
         _modalities(profile, found, leaks),
-        _chosen(found["attributes"], "attributes", (*ATTRIBUTES, AGE_GROUP)),
+        as_some_of(found["attributes"], f"{WHERE}.attributes", (*ATTRIBUTES, AGE_GROUP)),
         as_one_of(found["unknown"], f"{WHERE}.unknown", (LEAVE_OUT, KEEP)) == KEEP,
-        _edges(found["age_edges"]),
+        as_edges(found["age_edges"], f"{WHERE}.age_edges"),
         text_field,
         sites,
         None if found["site_file"] is None else as_text(found["site_file"], f"{WHERE}.site_file"),
@@ -132,6 +135,16 @@ def read_settings(profile: Profile, options: object) -> Settings:
         as_truth(found["cache"], f"{WHERE}.cache"),
         as_workers(found["workers"], f"{WHERE}.workers"),
     )
+
+
+def _refuse_idle(profile: Profile, given: Mapping[str, object]) -> None:
+    """Refuse an option for what the data set does not have: it would do nothing."""
+    for option, (owner, what) in _OWNED.items():
+        if option in given and profile.name != owner:
+            raise ConfigError(
+                f"`{WHERE}.{option}` must be left out for {profile.name}, which has no {what}, got "
+                f"{given[option]!r}; take it out, or set `data.name: {owner}` if your files are that set"
+            )
 
 
 def _modalities(profile: Profile, found: Mapping[str, object], leaks: bool) -> dict[str, Modality]:
@@ -148,7 +161,7 @@ def _modalities(profile: Profile, found: Mapping[str, object], leaks: bool) -> d
     }
     if found["modalities"] is None:
         return {name: known[name] for name in profile.modalities}
-    names = _chosen(found["modalities"], "modalities", (*profile.modalities, FIELD))
+    names = as_some_of(found["modalities"], f"{WHERE}.modalities", (*profile.modalities, FIELD))
     if FIELD in names and not leaks:
         raise _leak("modalities", FIELD, "the measurement by which glaucoma is defined")
     return {name: known[name] for name in names}
@@ -159,22 +172,3 @@ def _leak(option: str, value: str, what: str) -> ConfigError:
         f"`{WHERE}.{option}` must not name {value} without `allow_leakage: true`, got it: it is {what}, so a "
         "model would read the answer off its input"
     )
-
-
-def _chosen(value: object, option: str, known: Sequence[str]) -> tuple[str, ...]:
-    """Return a list of known names."""
-    names = as_texts(value, f"{WHERE}.{option}")
-    for name in names:
-        if name not in known:
-            raise ConfigError(
-                f"`{WHERE}.{option}` must be of {list(known)}, got {name!r}{nearest(name, known)}"
-            )
-    return names
-
-
-def _edges(value: object) -> tuple[int, ...]:
-    """Return ages that ascend."""
-    edges = tuple(as_integer(x, f"{WHERE}.age_edges", 1) for x in as_items(value, f"{WHERE}.age_edges"))
-    if list(edges) != sorted(set(edges)):
-        raise ConfigError(f"`{WHERE}.age_edges` must ascend, got {list(edges)}")
-    return edges

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedfair.data.cache import Wanted, as_workers, images, key_of, user_cache
 from fedfair.data.checks import check_site
+from fedfair.data.eye.ages import AGE_EDGES, AGE_GROUP, age_groups, as_edges
+from fedfair.data.eye.aliases import GLAUCOMA
 from fedfair.data.options import (
     KEEP,
     LEAVE_OUT,
     as_integer,
-    as_mapping,
     as_one_of,
-    as_texts,
+    as_some_of,
     as_truth,
+    entries,
 )
 from fedfair.data.phantom.notes import note_of
 from fedfair.data.phantom.patients import RECORDED, Patients, draw_patients
 from fedfair.data.phantom.pictures import oct_of, slo_of
-from fedfair.data.phantom.spec import MODALITIES, PhantomSpec
+from fedfair.data.phantom.spec import MODALITIES, OPTIONS, PhantomSpec
 from fedfair.data.phantom.write import SYNTHETIC
 from fedfair.data.pixels import Codes, Pixels, Raw
 from fedfair.data.schema import (
@@ -35,19 +37,20 @@ from fedfair.data.schema import (
     VolumeModality,
 )
 from fedfair.data.words import to_words
-from fedfair.errors import ConfigError, nearest
 
-AGE_EDGES = (50.0, 65.0)
-ATTRIBUTES = {**RECORDED, "age_group": ("under 50", "50-64", "65 and over")}
-"""Attributes that `PhantomAdapter` offers, with their groups."""
+ATTRIBUTES = {**RECORDED, AGE_GROUP: age_groups(AGE_EDGES)}
+"""Attributes that `PhantomAdapter` offers, with their groups; those of the age are by default cut so."""
 
-CLASSES = ("no glaucoma", "glaucoma")
+CLASSES = GLAUCOMA.groups
 
 # Of these the cohort itself has unknowns; others have them at sites with a rate of their own.
-_COHORT_LACKS = ("ethnicity", "language", "marital")
+_COHORT_LACKS = ("ethnicity", "language", "maritalstatus")
 
-_NOTE = TextModality(length=128, vocabulary=8192)
-_OWN = ("patients", "size", "slices", "modalities", "attributes", "unknown", "cache", "workers")
+_WORDS, _VOCABULARY = 128, 8192
+_OWN = (
+    *("patients", "size", "slices", "words", "vocabulary", "modalities", "attributes", "unknown"),
+    *("age_edges", "cache", "workers"),
+)
 _VERSION = 1
 """Of the painters; one more makes all kept images out of date."""
 
@@ -61,9 +64,10 @@ class PhantomAdapter:
     ----------
     options : object
         A mapping; every key may be left out. `patients`: per site (default 1000, or what the preset says).
-        `size` (64) and `slices` (8): pixels across an image, and B-scans. `modalities`: of slo, oct and note;
-        by default slo and note for the preset fairvlmed, slo and oct for the others. `attributes`: of race,
-        sex, ethnicity, language, marital and age_group; by default race and sex. `unknown` (leave_out): keep
+        `size` (64) and `slices` (8): pixels across an image, and B-scans. `words` (128) and `vocabulary`
+        (8192): of a note. `modalities`: of slo, oct and note; by default slo and note for the preset
+        fairvlmed, slo and oct for the others. `attributes`: of race, sex, ethnicity, language, maritalstatus
+        and age_group, which `age_edges` (50, 65) cut; by default race and sex. `unknown` (leave_out): keep
         gives patients of whom an attribute is unknown a group of it. `cache` (false): whether to keep the
         images between runs. `workers`: threads that paint. All other keys as `PhantomSpec.from_options`
         reads them.
@@ -78,7 +82,7 @@ class PhantomAdapter:
 
     def __init__(self, options: object, seed: int) -> None:
         where = "data.options"
-        found = dict(as_mapping(options, where))
+        found = dict(entries(options, where, optional=[*_OWN, *OPTIONS]))
         own = {name: found.pop(name) for name in _OWN if name in found}
         spec = PhantomSpec.from_options(found, seed)
         if "patients" in own:
@@ -86,27 +90,33 @@ class PhantomAdapter:
         self.spec, self._seed = spec, seed
         self._size = as_integer(own.get("size", 64), f"{where}.size", 16)
         self._slices = as_integer(own.get("slices", 8), f"{where}.slices", 1)
+        words = as_integer(own.get("words", _WORDS), f"{where}.words", 1)
+        self._note = TextModality(
+            words, as_integer(own.get("vocabulary", _VOCABULARY), f"{where}.vocabulary", 2)
+        )
+        self._edges = as_edges(own.get("age_edges", AGE_EDGES), f"{where}.age_edges")
         self._cache = as_truth(own.get("cache", False), f"{where}.cache")
         self._workers = as_workers(own.get("workers"), f"{where}.workers")
         usual = ["slo", "note" if spec.preset == "fairvlmed" else "oct"]
-        chosen = _among(own.get("modalities", usual), f"{where}.modalities", MODALITIES)
-        attributes = _among(own.get("attributes", ["race", "sex"]), f"{where}.attributes", tuple(ATTRIBUTES))
+        chosen = as_some_of(own.get("modalities", usual), f"{where}.modalities", MODALITIES)
+        attributes = as_some_of(own.get("attributes", ["race", "sex"]), f"{where}.attributes", [*ATTRIBUTES])
         keeps = as_one_of(own.get("unknown", LEAVE_OUT), f"{where}.unknown", (LEAVE_OUT, KEEP)) == KEEP
         self._schema = Schema(
-            {name: self._shape(name) for name in chosen},
+            {name: self._shape(name) for name in MODALITIES if name in chosen},
             CLASSES,
-            {name: self._groups_of(name, keeps) for name in attributes},
+            {name: self._groups_of(name, keeps) for name in ATTRIBUTES if name in attributes},
             tuple(spec.sites),
         )
 
     def _groups_of(self, name: str, keeps: bool) -> tuple[str, ...]:
         """Return an attribute's groups; one of unknowns only where there can be any."""
         lost = name in RECORDED and any(site.unknown for site in self.spec.sites.values())
-        return (*ATTRIBUTES[name], UNKNOWN) if keeps and (lost or name in _COHORT_LACKS) else ATTRIBUTES[name]
+        groups = age_groups(self._edges) if name == AGE_GROUP else RECORDED[name]
+        return (*groups, UNKNOWN) if keeps and (lost or name in _COHORT_LACKS) else groups
 
     def _shape(self, modality: str) -> Modality:
         if modality == "note":
-            return _NOTE
+            return self._note
         size = self._size
         return (
             ArrayModality((1, size, size))
@@ -152,7 +162,7 @@ class PhantomAdapter:
 
     def _members(self, patients: Patients, name: str) -> NDArray[np.int64]:
         """Return the group of each patient, -1 where it is unknown and has no group."""
-        found, groups = _groups(patients, name), self._schema.attributes[name]
+        found, groups = self._groups(patients, name), self._schema.attributes[name]
         return np.where(found < 0, groups.index(UNKNOWN), found) if UNKNOWN in groups else found
 
     def _images(self, patients: Patients, site: str) -> dict[str, Pixels]:
@@ -189,20 +199,10 @@ class PhantomAdapter:
             None if lacking else note_of(patients, row, self.spec, self._seed, site)
             for row, lacking in enumerate(lacks.tolist())
         ]
-        return to_words(texts, _NOTE)
+        return to_words(texts, self._note)
 
-
-def _among(value: object, where: str, known: Sequence[str]) -> tuple[str, ...]:
-    """Return the chosen names in the order of `known`."""
-    chosen = as_texts(value, where)
-    for name in chosen:
-        if name not in known:
-            raise ConfigError(f"`{where}` must be of {list(known)}, got {name!r}{nearest(name, known)}")
-    return tuple(name for name in known if name in chosen)
-
-
-def _groups(patients: Patients, attribute: str) -> NDArray[np.int64]:
-    """Return the recorded group of each patient, -1 unknown; the age is always known."""
-    if attribute == "age_group":
-        return np.digitize(patients.age, AGE_EDGES).astype(np.int64)
-    return patients.group(attribute)
+    def _groups(self, patients: Patients, attribute: str) -> NDArray[np.int64]:
+        """Return the recorded group of each patient, -1 unknown; the age is always known."""
+        if attribute == AGE_GROUP:
+            return np.digitize(patients.age, self._edges).astype(np.int64)
+        return patients.group(attribute)

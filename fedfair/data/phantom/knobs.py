@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from fedfair.data.options import as_integer, as_items, as_number, as_text
+from fedfair.data.options import as_integer, as_number, as_text
 from fedfair.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -48,7 +48,6 @@ def _value(field: dataclasses.Field[Any], value: object, where: str) -> object:
         return as_integer(value, where, low)
     if isinstance(default, float):
         return as_number(value, where, low, high)
-    items = as_items(value, where)
-    if len(items) != len(default):
-        raise ConfigError(f"`{where}` must be {len(default)} numbers, got {list(items)}")
-    return tuple(as_number(item, where, low, high) for item in items)
+    if not isinstance(value, (list, tuple)) or len(value) != len(default):
+        raise ConfigError(f"`{where}` must be a list of {len(default)} numbers, got {value!r}")
+    return tuple(as_number(item, where, low, high) for item in value)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from fedfair.data.phantom.devices import Bytes
 from fedfair.data.phantom.notes import summary
 from fedfair.data.phantom.patients import RECORDED, Patients
+from fedfair.data.schema import UNKNOWN
 
 SPLITS = ("training", "validation", "test")
 TRUTH = "synthetic_truth.csv"
@@ -28,8 +29,10 @@ _ATTRIBUTES = {
     "gender": "sex",
     "ethnicity": "ethnicity",
     "language": "language",
-    "maritalstatus": "marital",
+    "maritalstatus": "maritalstatus",
 }
+_SPELLED = {"married": "married or partnered", "separated": "legally separated"}
+"""What the tables call two groups that the readers have shorter names for."""
 
 _FAIRVISION = {"gender": "male", "ethnicity": "hispanic"}
 
@@ -163,7 +166,8 @@ def _row(entry: Entry) -> dict[str, str]:
     cells = {"filename": entry.name, "age": f"{patients.age[row]:.1f}"}
     for column, attribute in _ATTRIBUTES.items():
         group = int(patients.group(attribute)[row])
-        cells[column] = RECORDED[attribute][group] if group >= 0 else "unknown"
+        name = RECORDED[attribute][group] if group >= 0 else UNKNOWN
+        cells[column] = _SPELLED.get(name, name)
     return {**cells, "glaucoma": ("no", "yes")[int(patients.stored[row])], "use": entry.split}
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from fedfair.data.eye.aliases import ATTRIBUTES
 from fedfair.data.phantom.anatomy import Floats, physiologic_cdr
 from fedfair.data.phantom.spec import MODALITIES, PhantomSpec, SiteSpec
 from fedfair.seeding import numpy_generator
@@ -20,13 +21,9 @@ BLOCK = 64
 """Patients per generator: patient i is fixed by (seed, site, i), and drawn with its block i // 64."""
 
 RECORDED: Mapping[str, tuple[str, ...]] = {
-    "race": ("asian", "black", "white"),
-    "sex": ("female", "male"),
-    "ethnicity": ("non-hispanic", "hispanic"),
-    "language": ("english", "spanish", "other"),
-    "marital": ("married or partnered", "single", "divorced", "widowed", "legally separated"),
+    name: ATTRIBUTES[name].groups for name in ("race", "sex", "ethnicity", "language", "maritalstatus")
 }
-"""What a record may say of a patient beside the age; -1 stands for unknown."""
+"""What a record may say of a patient beside the age, in the readers' words; -1 stands for unknown."""
 
 # Shares of the groups above, then of unknown: FairVLMed (arXiv 2403.19949); marital status assumed, with the
 # unknown and separated of FairVision's test split (71 and 22 of 3000).

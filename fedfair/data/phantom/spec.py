@@ -24,10 +24,10 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from fedfair.data.options import as_integer, as_mapping, as_number, entries
+from fedfair.data.options import as_integer, as_mapping, as_number, as_one_of, entries
 from fedfair.data.phantom.knobs import knob, knob_names, with_knobs
 from fedfair.data.phantom.presets import PRESETS
-from fedfair.errors import ConfigError, nearest
+from fedfair.errors import ConfigError
 from fedfair.seeding import numpy_generator
 
 RACES = ("asian", "black", "white")
@@ -72,12 +72,21 @@ class SiteSpec:
     label_noise: Triple = knob((0.0, 0.0, 0.0), 0, 1)
     unknown: float = knob(0.0, 0, 1)
 
-    def __post_init__(self) -> None:
-        """Refuse an unknown device and shares that are all zero."""
-        if self.device not in DEVICES:
-            raise ConfigError(f"`{_WHERE}.device` must be one of {list(DEVICES)}, got {self.device!r}")
-        if not sum(self.race):
-            raise ConfigError(f"`{_WHERE}.race` must hold a positive share, got {list(self.race)}")
+    @classmethod
+    def from_options(cls, options: object, where: str) -> Self:
+        """Read ``{KNOB: value ...}``; every key may be left out, and None is all of them.
+
+        Raises
+        ------
+        ConfigError
+            If a key is unknown, a value out of range, the device none of `DEVICES` or every share zero.
+        """
+        found = entries({} if options is None else options, where, optional=knob_names(cls))
+        own = with_knobs(cls(), found, where)
+        as_one_of(own.device, f"{where}.device", DEVICES)
+        if not sum(own.race):
+            raise ConfigError(f"`{where}.race` must hold a positive share, got {list(own.race)}")
+        return own
 
 
 @dataclass(frozen=True)
@@ -186,15 +195,16 @@ class PhantomSpec:
         ConfigError
             If a key is unknown or a value out of range.
         """
-        found = dict(entries(options, _WHERE, optional=["preset", "sites", "spread", *knob_names(cls)]))
-        name = found.pop("preset", cls.preset)
-        if name not in PRESETS:
-            hint = nearest(str(name), PRESETS)
-            raise ConfigError(f"`{_WHERE}.preset` must be one of {list(PRESETS)}, got {name!r}{hint}")
-        found = {**PRESETS[str(name)], **found}
+        found = dict(entries(options, _WHERE, optional=OPTIONS))
+        name = as_one_of(found.pop("preset", cls.preset), f"{_WHERE}.preset", list(PRESETS))
+        found = {**PRESETS[name], **found}
         spread = as_number(found.pop("spread", 1.0), f"{_WHERE}.spread", 0, 1)
         sites = _sites(found.pop("sites"), spread, seed)
-        return dataclasses.replace(with_knobs(cls(), found, _WHERE), preset=str(name), sites=sites)
+        return dataclasses.replace(with_knobs(cls(), found, _WHERE), preset=name, sites=sites)
+
+
+OPTIONS = ("preset", "sites", "spread", *knob_names(PhantomSpec))
+"""What `PhantomSpec.from_options` reads."""
 
 
 def drawn_sites(count: int, spread: float, seed: int, patients: int = 1000) -> dict[str, SiteSpec]:
@@ -225,8 +235,7 @@ def _sites(options: object, spread: float, seed: int) -> dict[str, SiteSpec]:
         return drawn_sites(as_integer(options, where, 1), spread, seed)
     sites = {}
     for name, own in as_mapping(options, where).items():
-        knobs = entries({} if own is None else own, f"{where}.{name}", optional=knob_names(SiteSpec))
-        sites[name] = with_knobs(SiteSpec(), knobs, f"{where}.{name}")
+        sites[name] = SiteSpec.from_options(own, f"{where}.{name}")
     if not sites:
         raise ConfigError(f"`{where}` must name at least one site, got none")
     return sites

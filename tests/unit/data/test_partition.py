@@ -109,8 +109,23 @@ def test_the_data_of_others_stay_as_they_were() -> None:
         ({"missing": {"image": 2}}, r"`data.partition.missing.image` must be a finite number in \[0, 1\]"),
         (
             {"sites": 2, "missing_at": {"site-0009": {"image": 1}}},
-            "`data.partition.missing_at` must name one of",
+            "`data.partition.missing_at` must name one of .*got 'site-0009'",
         ),
+        (
+            {"missing_at": {"site-0002": {"imag": 1}}},
+            "`data.partition.missing_at.site-0002` must name one of .*got 'imag'; did you mean `image`",
+        ),
+        (
+            {"missing_at": {"site-0002": {"image": 2}}},
+            r"`data.partition.missing_at.site-0002.image` must be a finite number in \[0, 1\], got 2",
+        ),
+        ({"missing_at": {"site-0002": 1}}, "`data.partition.missing_at.site-0002` must be a mapping, got 1"),
+        ({"missing_at": {7: {"image": 1}}}, "`data.partition.missing_at` must have names as keys, got 7"),
+        ({"missing_at": 0}, "`data.partition.missing_at` must be a mapping, got 0"),
+        ({"missing": False}, "`data.partition.missing` must be a mapping, got False"),
+        ({"missing": {"imag": 1}}, "`data.partition.missing` must name one of .*got 'imag'"),
+        ({"over": 0}, "`data.partition.over` must be a list with at least one item, got 0"),
+        ({"sites": 2, "smallest": 0}, "`data.partition.smallest` must be an integer of at least 1, got 0"),
     ],
 )
 def test_a_wrong_partition_is_refused(options: dict[str, Any], why: str) -> None:

@@ -81,6 +81,68 @@ def test_the_set_is_guessed_by_its_members_where_no_name_tells(tmp_path: Path) -
     assert check(tmp_path / "b").profile == "fairvlmed"
 
 
+SETS = {"fairvision": fairvision, "fairvlmed": vlm, "fairfedmed": fedmed}
+TITLES = {
+    "fairvision": "Harvard-FairVision",
+    "fairvlmed": "Harvard-FairVLMed",
+    "fairfedmed": "FairFedMed-Oph",
+}
+
+
+@pytest.mark.parametrize("written", [*SETS, "fairvlmed, old"])
+@pytest.mark.parametrize("asked", SETS)
+def test_another_set_than_asked_for_is_a_problem(tmp_path: Path, written: str, asked: str) -> None:
+    name = written.partition(",")[0]
+    root = SETS.get(written, vlm_old)(tmp_path / "my data")
+    report = check(root, asked)
+    assert report.profile == asked
+    if name == asked:
+        assert report.problems == ()
+        return
+    first = report.problems[0]
+    assert first.startswith(f"the files must be those of {TITLES[asked]}")
+    assert f"got what looks like {TITLES[name]}" in first
+    assert f"`fedfair data check '{root}' --profile {name}`" in first
+    assert f"`data.name: {name}` in a configuration" in first
+    assert report.lines()[-len(report.problems) - 1] == "problems"
+
+
+def test_a_folder_of_a_disease_is_a_name_too(tmp_path: Path) -> None:
+    root = fairvision(tmp_path, csv_at="")
+    assert check(root, "fairvision").problems == ()
+    assert "got what looks like Harvard-FairVision" in check(root, "fairfedmed").problems[0]
+
+
+def test_names_tell_more_than_the_first_file(tmp_path: Path) -> None:
+    root = crowd(tmp_path, 20)
+    for place in range(20):
+        split = ("Training", "Validation", "Test")[min(place % 4, 2)]
+        npz(root / "Glaucoma" / split / f"data_{place:05d}.npz", **{**ONE, "oct_bscans": None})
+    assert check(root).profile == "fairvision"
+    assert check(root, "fairvision").problems == (
+        "`oct_bscans` must be in the .npz file: see the line on oct",
+    )
+
+
+def test_one_file_that_lacks_its_volume_makes_no_other_set(tmp_path: Path) -> None:
+    for place in range(9):
+        extra = {"oct_bscans": None} if place == 0 else {}
+        npz(tmp_path / "all" / f"p{place}.npz", race=1, gender=0, glaucoma=1, **extra)
+    problems = check(tmp_path, "fairfedmed").problems
+    assert problems == ("`oct_bscans` must be in the .npz file: see the line on oct",)
+
+
+def test_what_no_name_tells_apart_is_not_called_another_set(tmp_path: Path) -> None:
+    root = tmp_path / "glaucoma"
+    npz(root / "x.npz", race=1, gender=0, glaucoma=1)
+    for profile in ("fairvision", "fairfedmed"):
+        assert check(root, profile).problems == ()
+    assert "got what looks like Harvard-FairVision" in check(root, "fairvlmed").problems[0]
+    npz(root / "x.npz", **vlm_members())
+    assert check(root, "fairvlmed").problems == ()
+    assert "got what looks like Harvard-FairVLMed" in check(root, "fairfedmed").problems[0]
+
+
 def test_three_diseases_are_told_apart(tmp_path: Path) -> None:
     fairvision(tmp_path)
     npz(tmp_path / "AMD" / "Training" / "data_00001.npz", race=1, male=1, amd_condition="early.dry")

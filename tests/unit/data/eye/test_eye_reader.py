@@ -14,7 +14,8 @@ from fedfair.data.checks import checked_raw
 from fedfair.data.encode import to_batch
 from fedfair.data.eye import EyeAdapter
 from fedfair.data.eye.notes import cut
-from fedfair.data.schema import DataAdapter, TextModality
+from fedfair.data.schema import TEST, DataAdapter, TextModality
+from fedfair.data.split import NOT_SAID, given_sides
 from fedfair.data.words import to_words
 from fedfair.errors import ConfigError, DataError
 from tests.unit.data.eye.trees import (
@@ -63,7 +64,7 @@ def test_records_fit_the_schema(tmp_path: Path) -> None:
     ("profile", "write"), [("fairvision", fairvision), ("fairvlmed", vlm), ("fairfedmed", fedmed)]
 )
 def test_records_become_a_batch(tmp_path: Path, profile: str, write: Callable[[Path], Path]) -> None:
-    made = adapter(write(tmp_path), profile, words=4)
+    made = adapter(write(tmp_path), profile, **({"words": 4} if profile == "fairvlmed" else {}))
     records = made.load("site1")
     whole = to_batch(records, made.schema, {}, records.attributes["sex"])
     batch = whole.select(torch.arange(len(whole)))
@@ -250,14 +251,32 @@ def test_split_none_asks_for_none(tmp_path: Path) -> None:
     made = adapter(tmp_path, split="none")
     assert len(made.load("site1")) == 4
     assert made.official_split("site1") is None
+    with pytest.raises(DataError, match="or leave out `data.options.split: none` if it is there"):
+        given_sides(made.load("site1"), "site1", validates=False)
 
 
 def test_official_split_must_be_said(tmp_path: Path) -> None:
     npz(tmp_path / "data" / "data_00001.npz", **vlm_members())
+    npz(tmp_path / "data" / "Test" / "data_00002.npz", **vlm_members())
     made = EyeAdapter("fairvlmed", str(tmp_path), {"modalities": ["slo"]}, 0)
-    assert len(made.load("site1")) == 1
-    with pytest.raises(DataError, match="the official split must be said once"):
-        made.official_split("site1")
+    records = made.load("site1")
+    assert len(records) == 2
+    assert sorted(made.official_split("site1")) == [NOT_SAID, TEST]
+    with pytest.raises(
+        DataError, match=r"site1 must have its records in folders Training, .* `use`"
+    ) as caught:
+        given_sides(records, "site1", validates=False)
+    assert str(caught.value).endswith("or set `data.split: stratified`")
+    assert "data_0" not in str(caught.value)
+    said = records.select(np.flatnonzero(records.sides == TEST))
+    assert given_sides(said, "site1", validates=False).test.tolist() == [0]
+
+
+def test_a_split_that_two_tables_say_otherwise_is_not_said(tmp_path: Path) -> None:
+    fedmed(tmp_path)
+    rows = [{"filename": f"p{k}.npz", "glaucoma": k // 3, "use": "test"} for k in range(6)]
+    table(tmp_path / "meta_all.csv", rows)  # the table of site 1 says that p0 is to train on
+    assert adapter(tmp_path, "fairfedmed").load("site1").sides.tolist() == [NOT_SAID, TEST]
 
 
 def test_nothing_there(tmp_path: Path) -> None:
@@ -355,6 +374,16 @@ def test_visual_field_of_a_table(tmp_path: Path) -> None:
         ({"allow_missing": "yes"}, "`data.options.allow_missing` must be true or false"),
         ({"cache": "no"}, "`data.options.cache` must be true or false"),
         ({"workers": 0}, "`data.options.workers` must be an integer of at least 1"),
+        (
+            {"text_field": "note"},
+            "`data.options.text_field` must be left out for fairvision, which has no notes",
+        ),
+        ({"words": 64}, "take it out, or set `data.name: fairvlmed` if your files are that set"),
+        ({"vocabulary": 99}, "`data.options.vocabulary` must be left out for fairvision"),
+        (
+            {"site_tables": "race"},
+            "must be left out for fairvision, which has no tables of its sites, got 'race'",
+        ),
         ({"sites": ["A", "B"]}, "`data.options.site_file` must say which record is whose for 2 sites"),
     ],
 )

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from fedfair.data.checks import checked_indices, checked_raw
+from fedfair.data.eye import EyeAdapter
 from fedfair.data.phantom import PRESETS, PhantomAdapter
 from fedfair.data.phantom import adapter as adapter_module
 from fedfair.data.phantom.adapter import ATTRIBUTES
@@ -56,6 +57,49 @@ def test_defaults() -> None:
     assert list(PhantomAdapter({}, 0).schema.modalities) == ["slo", "oct"]
     assert list(PhantomAdapter({"preset": "fairvlmed"}, 0).schema.modalities) == ["slo", "note"]
     assert PhantomAdapter({}, 0).schema.modalities["oct"] == VolumeModality((8, 64, 64))
+
+
+NAMES = {
+    "race": ("asian", "black", "white"),
+    "sex": ("female", "male"),
+    "ethnicity": ("non-hispanic", "hispanic"),
+    "language": ("english", "spanish", "other"),
+    "maritalstatus": ("married", "single", "divorced", "widowed", "separated"),
+    "age_group": ("<50", "50-64", "65+"),
+}
+
+
+@pytest.mark.parametrize(
+    ("preset", "profile"), [("fairvision", "fairvision"), ("fairvlmed", "fairvlmed"), ("iid", "fairfedmed")]
+)
+def test_all_names_are_those_of_the_readers(preset: str, profile: str) -> None:
+    options: dict[str, Any] = {"size": 20, "slices": 3, "attributes": list(NAMES), "cache": False}
+    if profile == "fairvlmed":
+        options |= {"words": 40, "vocabulary": 500}
+    made_up = PhantomAdapter({**options, "preset": preset}, 0).schema
+    assert made_up.attributes == NAMES
+    real = EyeAdapter(profile, None, options, 0).schema
+    assert (made_up.modalities, made_up.classes) == (real.modalities, real.classes)
+    assert list(made_up.attributes.items()) == list(real.attributes.items())
+    options["age_edges"] = [40, 60, 61]
+    made_up, real = PhantomAdapter(options, 0).schema, EyeAdapter(profile, None, options, 0).schema
+    assert made_up.attributes["age_group"] == ("<40", "40-59", "60-60", "61+") == real.attributes["age_group"]
+
+
+def test_ages_are_cut_as_asked_for() -> None:
+    options = {**SMALL, "patients": 200, "modalities": ["slo"], "attributes": ["age_group"]}
+    adapter = PhantomAdapter({**options, "age_edges": [40, 70]}, 0)
+    ages = draw_patients(adapter.spec, 0, "site-1").age
+    expected = (ages >= 40).astype(int) + (ages >= 70)
+    np.testing.assert_array_equal(adapter.load("site-1").attributes["age_group"], expected)
+    assert set(expected) == {0, 1, 2}
+
+
+def test_notes_have_as_many_words_as_asked_for() -> None:
+    adapter = PhantomAdapter({**SMALL, "modalities": ["note"], "words": 9, "vocabulary": 50}, 0)
+    notes = adapter.load("site-1").modalities["note"]
+    assert notes.shape == (40, 9)
+    assert 1 <= np.nanmin(notes) <= np.nanmax(notes) < 50
 
 
 def test_records_are_the_patients_pictures_and_words() -> None:
@@ -216,7 +260,16 @@ def test_other_sites_matter_to_no_kept_image(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"modality": ["slo"]}, r"`data.options.modality` is not a known key"),
+        ({"modality": ["slo"]}, r"`data.options.modality` is not a known key; did you mean `modalities`"),
+        ({"atributes": ["race"]}, r"`data.options.atributes` is not a known key; did you mean `attributes`"),
+        ({"patiens": 9}, r"`data.options.patiens` is not a known key; did you mean `patients`"),
+        ({"sise": 16}, r"`data.options.sise` is not a known key; did you mean `size`"),
+        ({"contrast_slow": 1}, r"`data.options.contrast_slow` is not .* did you mean `contrast_slo`"),
+        ({"preset": "noisygroup"}, r"`data.options.preset` must be one of .* did you mean `noisy-group`"),
+        ({"sites": {"a": {"mising": [0, 0, 0]}}}, r"`data.options.sites.a.mising` .* mean `missing`"),
+        ({"age_edges": [60, 50]}, r"`data.options.age_edges` must ascend, got \[60, 50\]"),
+        ({"words": 0}, r"`data.options.words` must be an integer of at least 1, got 0"),
+        ({"vocabulary": 1}, r"`data.options.vocabulary` must be an integer of at least 2, got 1"),
         ({"modalities": ["sloo"]}, r"`data.options.modalities` must be of .*got 'sloo'; did you mean `slo`"),
         ({"modalities": []}, r"`data.options.modalities` must be a list with at least one item"),
         ({"attributes": ["age"]}, r"`data.options.attributes` must be of .*got 'age'"),

@@ -28,8 +28,10 @@ CODES = {
     "gender": "sex",
     "ethnicity": "ethnicity",
     "language": "language",
-    "maritalstatus": "marital",
+    "maritalstatus": "maritalstatus",
 }
+# The releases' own words for two groups that the readers have shorter names for.
+SPELLED = {"married": "married or partnered", "separated": "legally separated"}
 
 
 def table(path: Path) -> list[dict[str, str]]:
@@ -81,7 +83,8 @@ def check_row(row: dict[str, str], own: Patients, index: int) -> None:
     assert float(row["age"]) == pytest.approx(own.age[index], abs=0.05)
     for column, attribute in CODES.items():
         group = int(own.group(attribute)[index])
-        assert row[column] == ("unknown" if group < 0 else RECORDED[attribute][group])
+        name = "unknown" if group < 0 else RECORDED[attribute][group]
+        assert row[column] == SPELLED.get(name, name)
     assert row["glaucoma"] == ["no", "yes"][own.stored[index]]
 
 
@@ -115,7 +118,9 @@ def test_fairvision(tmp_path: Path) -> None:
         assert float(row["md"]) == pytest.approx(own.md[index], abs=0.0051)
         found = members(folder / "Glaucoma" / row["use"].capitalize() / row["filename"])
         codes = {"race": "race", "male": "sex", "hispanic": "ethnicity", "language": "language"}
-        check_codes(found, own, index, {**codes, "maritalstatus": "marital"}, {"oct_bscans", "slo_fundus"})
+        check_codes(
+            found, own, index, {**codes, "maritalstatus": "maritalstatus"}, {"oct_bscans", "slo_fundus"}
+        )
         if own.missing[index, 1]:
             assert len(found["oct_bscans"]) == 0
             lacking += 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from fedfair.errors import RunError
 from simulations.programs import RunConfig
 
 ROOT = Path(__file__).resolve().parents[1]
+IN_PROCESS = "in-process"
 FEDERATION = "federation"
 Engine = Callable[[RunConfig, Config, Schema], None]
 
@@ -51,7 +51,6 @@ def engine_of(name: str, workers: int, federation: Path | None) -> Engine:
 
 def _run_in_process(values: RunConfig, sites: int, workers: int) -> None:
     # Imported late: Flower takes half a second that `fedfair --help` does not need.
-    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     from flwr.app import Context, RecordDict
 
     from client.app import app as client_app

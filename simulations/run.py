@@ -8,7 +8,7 @@ import json
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,10 @@ from fedfair.networks import with_networks
 from fedfair.plain import first_difference
 from fedfair.privacy.accounting import Event, describe
 from fedfair.provenance import source_digest, versions
-from fedfair.record import MODEL, PRIVACY, newest_folder, next_folder
+from fedfair.record import PRIVACY, newest_folder, next_folder
 from fedfair.site import Workbench
-from simulations.engines import FEDERATION, ROOT, Engine, engine_of
-from simulations.progress import RoundProgress
+from simulations.engines import FEDERATION, IN_PROCESS, ROOT, engine_of
+from simulations.jobs import Job, run_jobs
 
 EXPERIMENT = "experiment.json"
 LEDGERS = "ledgers"
@@ -48,7 +48,7 @@ class Request:
     seeds: int | None = None
     output: Path | None = None
     workers: int = 0
-    engine: str = "in-process"
+    engine: str = IN_PROCESS
     resume: bool = False
     federation: Path | None = None
     baseline: bool | None = None
@@ -84,16 +84,9 @@ def run_experiment(request: Request) -> bool:
     seeds: list[int] = experiment["seeds"]
     _write(folder / EXPERIMENT, experiment)
     (folder / "config.yaml").write_text(yaml.safe_dump(config.to_dict(), sort_keys=False), encoding="utf-8")
-    interrupted = False
+    jobs = [_prepared(config, arm, seed, folder, request) for seed in seeds for arm in arms]
     try:
-        with RoundProgress(len(seeds) * len(arms) * (config.rounds + 1)) as progress:
-            for seed in seeds:
-                for arm in arms:
-                    progress.start(arm, seed)
-                    own = folder / f"seed-{seed}" / arm
-                    _run_arm(_arm_config(config, arm, seed, own, request), own, engine, adapter.schema)
-    except KeyboardInterrupt:
-        interrupted = True
+        interrupted = run_jobs(jobs, engine, adapter.schema, _at_once(request, jobs, adapter.schema))
     except FedfairError:
         # Nothing was trained: the mended command may use the same folder.
         if not (request.resume or request.engine == FEDERATION or any(folder.rglob("rounds.jsonl"))):
@@ -101,8 +94,7 @@ def run_experiment(request: Request) -> bool:
         raise
     finally:
         finished = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        done = all((folder / f"seed-{s}" / a / MODEL).is_file() for s in seeds for a in arms)
-        status = "complete" if done else "interrupted"
+        status = "complete" if all(job.done for job in jobs) else "interrupted"
         if folder.is_dir():
             _write(folder / EXPERIMENT, {**experiment, "status": status, "finished": finished})
     _conclude(folder, f"{experiment['command']} --resume --output {folder}" if interrupted else None)
@@ -132,6 +124,27 @@ def _networks(request: Request) -> Path:
     return networks_of(request.federation)
 
 
+def _prepared(config: Config, arm: str, seed: int, folder: Path, request: Request) -> Job:
+    """Return one run to do, its configuration in its folder."""
+    own = folder / f"seed-{seed}" / arm
+    job = Job(own.resolve(), f"{arm} seed {seed}", _arm_config(config, arm, seed, own, request))
+    if not job.done:
+        own.mkdir(parents=True, exist_ok=True)
+        plain = yaml.safe_dump(job.config.to_dict(), sort_keys=False)
+        (own / "config.yaml").write_text(plain, encoding="utf-8")
+    return job
+
+
+def _at_once(request: Request, jobs: Sequence[Job], schema: Schema) -> int:
+    """Return how many runs share the worker processes, or zero where the sites of a run had better do so.
+
+    Runs are alike and wait for nobody; of three sites on two processes one is alone for half of the time.
+    """
+    left = sum(not job.done for job in jobs)
+    runs, sites = min(request.workers, left), min(request.workers, len(schema.sites))
+    return runs if request.engine == IN_PROCESS and runs >= sites else 0
+
+
 def _arm_config(config: Config, arm: str, seed: int, folder: Path, request: Request) -> Config:
     method = config.method if arm == config.method.name else METHODS[arm]()
     data, privacy = config.data, config.privacy
@@ -144,16 +157,6 @@ def _arm_config(config: Config, arm: str, seed: int, folder: Path, request: Requ
     if request.engine != FEDERATION:
         config = with_networks(config, _networks(request))
     return dataclasses.replace(config, seed=seed, method=method, data=data, privacy=privacy)
-
-
-def _run_arm(config: Config, folder: Path, engine: Engine, schema: Schema) -> None:
-    if (folder / MODEL).is_file():  # the last file that a run writes
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "config.yaml"
-    path.write_text(yaml.safe_dump(config.to_dict(), sort_keys=False), encoding="utf-8")
-    values = {"config": str(path.resolve()), "overrides": "", "output": str(folder.resolve())}
-    engine(values, config, schema)
 
 
 def _open_folder(request: Request, wanted: dict[str, Any]) -> tuple[Path, dict[str, Any]]:

@@ -30,6 +30,7 @@ from fedfair.report._budget import CELLS, ERROR, SWEEP
 from fedfair.site import Workbench
 from simulations.arms import ARMS, PAIRS, REFERENCE, Setting
 from simulations.engines import ROOT
+from simulations.progress import CellProgress
 from simulations.run import LEDGERS, check_sites
 from simulations.sweep_file import Sweep, read_sweep
 
@@ -200,22 +201,22 @@ def _prepare(folder: Path, plan: Mapping[str, Any]) -> list[Path]:
 def _run(cells: Sequence[Path], sites: int, workers: int) -> bool:
     """Run the cells that are not done; return whether interrupted."""
     # Imported late: Flower takes half a second that a refusal does not need.
-    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-    from simulations.cells import CellProgress, run_cells
+    from simulations.pool import run_in_pool
 
     left = [cell for cell in cells if not (cell / MODEL).is_file()]
     for cell in left:
         (cell / ERROR).unlink(missing_ok=True)
     if not left:
         return False
+    named = {cell: f"{cell.parent.name} {cell.name}" for cell in left}
     with CellProgress(len(left)) as progress:
 
         def told(cell: Path, error: str | None) -> None:
             if error is not None:
                 (cell / ERROR).write_text(error + "\n", encoding="utf-8")
-            progress.told(f"{cell.parent.name} {cell.name}", error)
+            progress.told(named[cell], error)
 
-        return run_cells(left, sites, min(workers, len(left)), told)
+        return run_in_pool(named, sites, workers, told)
 
 
 def _conclude(folder: Path, plan: dict[str, Any], cells: Sequence[Path], interrupted: bool) -> None:

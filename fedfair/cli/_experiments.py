@@ -23,7 +23,11 @@ def add_experiments(commands: Commands) -> None:
     simulate.add_argument("--seeds", type=positive, metavar="N", help="repeat with N seeds (default 1)")
     simulate.add_argument("--output", type=Path, help="a new folder; default runs/NAME/001, 002, ...")
     simulate.add_argument(
-        "--workers", type=natural, default=0, metavar="N", help="processes that share the sites; same bits"
+        "--workers",
+        type=natural,
+        default=0,
+        metavar="N",
+        help="processes that share the runs (seeds, methods), or the sites if these are more; same bits",
     )
     simulate.add_argument(
         "--engine",

@@ -23,8 +23,8 @@ NAMES = (
     "private_step",
     "phantom",
 )
-# Minutes and gigabytes, the first one nginx too: only when named.
-LARGE = ("large_models", "pipeline")
+# Minutes, gigabytes, nginx or the extra `pretrained`: only when named.
+LARGE = ("large_models", "pipeline", "frozen")
 
 # Steps that allocate megabytes: whether glibc returns them to the system after each step, to page them in
 # again in the next, depends on what else lies in memory and changes a step by a quarter. Here it keeps them.

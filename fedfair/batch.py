@@ -28,6 +28,8 @@ class MultimodalBatch:
     cells : Tensor | None
         Int64 [B]: each record's index into the product of all attributes, see `fedfair.data.encode.cells`.
         Only a model that scores a record by its group reads them; None where nobody knows them.
+    precomputed : frozenset[str]
+        Modalities whose values are what a `fedfair.models.FrozenEncoder` made of the inputs.
     """
 
     modalities: Mapping[str, Tensor]
@@ -35,6 +37,7 @@ class MultimodalBatch:
     labels: Tensor
     groups: Tensor
     cells: Tensor | None = None
+    precomputed: frozenset[str] = frozenset()
 
     def __len__(self) -> int:
         """Return B."""
@@ -53,6 +56,7 @@ class MultimodalBatch:
             self.labels[index],
             self.groups[index],
             None if self.cells is None else self.cells[index],
+            self.precomputed,
         )
 
     def to(self, device: torch.device, dtype: torch.dtype) -> MultimodalBatch:
@@ -66,4 +70,5 @@ class MultimodalBatch:
             self.labels.to(device),
             self.groups.to(device),
             None if self.cells is None else self.cells.to(device),
+            self.precomputed,
         )

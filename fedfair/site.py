@@ -19,17 +19,13 @@ from fedfair.blocks import ParameterBlocks
 from fedfair.config import Config
 from fedfair.data import DataAdapter
 from fedfair.data.crossing import group_names, memberships
-from fedfair.data.encode import (
-    cells,
-    feature_sums,
-    num_cells,
-    observed_modalities,
-    to_batch,
-)
+from fedfair.data.encode import cells, num_cells, observed_modalities, to_batch
+from fedfair.data.moments import feature_sums
 from fedfair.data.schema import Schema, SiteRecords
 from fedfair.data.split import Sides, Split, given_sides, hashed_split, split_sides, train_test_split
 from fedfair.device import check_mixed_precision, choose_device, dropout_seeded
 from fedfair.errors import DataError
+from fedfair.frozen import precomputed
 from fedfair.local import SiteUpdate, train
 from fedfair.measure import RecordBounds, measure
 from fedfair.models import MultimodalModel, build_model
@@ -192,7 +188,8 @@ class Site:
 
     def _encoded(self, bench: Workbench, moments: Mapping[str, NDArray[np.float64]]) -> Batches:
         def encoded(records: SiteRecords, groups: NDArray[np.int64]) -> MultimodalBatch:
-            return to_batch(records, self.schema, moments, groups).to(bench.device, bench.kind.dtype)
+            batch = to_batch(records, self.schema, moments, groups).to(bench.device, bench.kind.dtype)
+            return precomputed(bench.model, batch, self.config.training.chunk_size)
 
         train, test, chosen = self._train_records, self._test_records, self._round_records
         tests = encoded(test, cells(test, self.schema))

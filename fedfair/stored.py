@@ -77,6 +77,5 @@ class StoredBatch(MultimodalBatch):
         """Return the records with the device and type that what is read goes to."""
         near = super().to(device, dtype)
         stored = {name: Stored(own.pixels, device, dtype) for name, own in self.stored.items()}
-        return StoredBatch(
-            near.modalities, near.present, near.labels, near.groups, near.cells, stored, self.order
-        )
+        own = (near.modalities, near.present, near.labels, near.groups, near.cells, near.precomputed)
+        return StoredBatch(*own, stored, self.order)

@@ -10,14 +10,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedfair.batch import MultimodalBatch
 from fedfair.config import load
-from fedfair.data.encode import cells, encode
+from fedfair.data.encode import to_batch
 from fedfair.data.schema import Schema, SiteRecords
 from fedfair.errors import RunError
+from fedfair.loading import batches
 from fedfair.models import MultimodalModel, build_model
 from fedfair.networks import with_networks
 from fedfair.record import MODEL, MOMENTS
+
+AT_ONCE = 64
+"""Records per forward pass."""
 
 
 @dataclass(frozen=True)
@@ -42,26 +45,28 @@ class TrainedModel:
     def predict(self, records: SiteRecords) -> NDArray[np.float64]:
         """Return the fused class probabilities [n, C] of raw records, whatever they lack.
 
-        Labels are not read, and of attributes those alone that `model.attributes` names.
+        Images at 8 bits become numbers a few records at a time. Labels are not read, and of attributes those
+        alone that `model.attributes` names.
 
         Raises
         ------
         ShapeError, DataError
             If the records do not fit the schema, or lack an attribute that the model reads.
         """
-        inputs, present = encode(records, self.schema, self.moments)
         kind = next(self.model.parameters())
-        nobody, own = torch.zeros(len(records), dtype=torch.int64), torch.from_numpy(self._cells(records))
-        batch = MultimodalBatch(inputs, present, nobody, nobody, own).to(kind.device, kind.dtype)
-        probabilities: NDArray[np.float64] = torch.softmax(self.model(batch).double(), 1).numpy()
+        first = np.zeros(len(records), np.int64)
+        batch = to_batch(self._told(records, first), self.schema, self.moments, first)
+        parts = batches(batch.to(kind.device, kind.dtype), torch.arange(len(records)), AT_ONCE)
+        scores = torch.cat([self.model(part).double() for part in parts])
+        probabilities: NDArray[np.float64] = torch.softmax(scores, 1).numpy()
         return probabilities
 
-    def _cells(self, records: SiteRecords) -> NDArray[np.int64]:
-        """Return the records' cells, as if all were of the first group where the model does not read it."""
-        read, first = self.model.attributes, np.zeros(len(records), np.int64)
+    def _told(self, records: SiteRecords, first: NDArray[np.int64]) -> SiteRecords:
+        """Return the records with what the model reads; of the rest, all have the first class and groups."""
+        read = self.model.attributes
         attributes = {name: first for name in self.schema.attributes if name not in read}
         attributes |= {name: own for name, own in records.attributes.items() if name in read}
-        return cells(replace(records, attributes=attributes), self.schema)
+        return replace(records, labels=first, attributes=attributes)
 
 
 def load_trained(folder: Path, schema: Schema, weights: Path | None = None) -> TrainedModel:

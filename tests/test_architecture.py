@@ -39,6 +39,7 @@ LAYERS = (
         "terms",
         "gradients",
         "measure",
+        "frozen",
         "local",
         "aggregation",
         "wire",

@@ -116,6 +116,11 @@ def observed(raw: Raw) -> Mask:
     return np.asarray(~np.isnan(raw).all(axis=tuple(range(1, raw.ndim))))
 
 
+def in_memory(raw: Raw) -> NDArray[np.float32]:
+    """Return float32 [n, *shape], NaN where missing."""
+    return raw.values() if isinstance(raw, Pixels) else raw
+
+
 def without(raw: Raw, lost: Mask) -> Raw:
     """Return raw values in which the records in `lost` [n] lack the modality; `raw` stays as it is."""
     if isinstance(raw, Pixels):

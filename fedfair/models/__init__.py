@@ -8,7 +8,7 @@ import torch
 
 from fedfair.data.schema import Schema
 from fedfair.errors import ConfigError, nearest
-from fedfair.models._base import CellEncoder, Fusion, Head, MultimodalModel, Scores
+from fedfair.models._base import CellEncoder, FrozenEncoder, Fusion, Head, MultimodalModel, Scores
 from fedfair.models._fusion import AttentionFusion, ConcatFusion
 from fedfair.models._late_fusion import late_fusion
 from fedfair.models.encoders import Adapter, adapters
@@ -20,6 +20,7 @@ __all__ = [
     "AttentionFusion",
     "CellEncoder",
     "ConcatFusion",
+    "FrozenEncoder",
     "Fusion",
     "Head",
     "MultimodalModel",

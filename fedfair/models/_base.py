@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -79,6 +79,22 @@ class CellEncoder(nn.Module):
         self.attributes = frozenset(attributes)
 
 
+class FrozenEncoder(nn.Module, ABC):
+    """An encoder whose first part learns nothing, so that it need see a record once in a run."""
+
+    @abstractmethod
+    def precompute(self, inputs: Tensor) -> Tensor:
+        """Return what the first part makes of inputs [B, ...], each record by itself and never at random."""
+
+    @abstractmethod
+    def embed(self, precomputed: Tensor) -> Tensor:
+        """Return embeddings [B, p] of what was precomputed."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return embeddings [B, p] of inputs."""
+        return self.embed(self.precompute(inputs))
+
+
 class MultimodalModel(nn.Module):
     """One encoder and one head per modality, and a fusion network.
 
@@ -139,23 +155,36 @@ class MultimodalModel(nn.Module):
             self._embedded(name, batch) * batch.present[:, m, None] for m, name in enumerate(self.modalities)
         ]
 
+    def precompute(self, name: str, batch: MultimodalBatch) -> Tensor:
+        """Return what the `FrozenEncoder` of a modality makes of B records, zeros where it is missing."""
+        encoder, inputs = cast(FrozenEncoder, self.encoders[name]), batch.modalities[name]
+        found = self._in_own_type(batch, lambda: encoder.precompute(inputs))
+        present = batch.present[:, self.modalities.index(name)]
+        return found * present.view(-1, *[1] * (found.ndim - 1))
+
     def _embedded(self, name: str, batch: MultimodalBatch) -> Tensor:
-        """Return an embedding in the model's own type, whatever type the encoder worked in."""
+        return self._in_own_type(batch, lambda: self._embedding(name, batch))
+
+    def _in_own_type(self, batch: MultimodalBatch, compute: Callable[[], Tensor]) -> Tensor:
+        """Return a result in the model's own type, whatever type it was computed in."""
         if not self.mixed_precision:
-            return self._embedding(name, batch)
+            return compute()
         # No cache: it would hold the weights of one functional call for the next.
         with torch.autocast(batch.labels.device.type, torch.bfloat16, cache_enabled=False):
-            return self._embedding(name, batch).float()
+            return compute().float()
 
     def _embedding(self, name: str, batch: MultimodalBatch) -> Tensor:
         encoder, inputs = self.encoders[name], batch.modalities[name]
+        embedding: Tensor
+        if name in batch.precomputed:
+            return cast(FrozenEncoder, encoder).embed(inputs)
         if isinstance(encoder, CellEncoder):
             if batch.cells is None:
                 raise ShapeError(
                     f"`cells` of the batch must be [{len(batch)}] for encoder {name}, which reads "
                     f"{sorted(encoder.attributes)}, got None; take them from `fedfair.data.encode.cells`"
                 )
-            embedding: Tensor = encoder(inputs, batch.cells)
+            embedding = encoder(inputs, batch.cells)
         else:
             embedding = encoder(inputs)
         return embedding

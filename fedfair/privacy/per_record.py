@@ -63,7 +63,7 @@ def record_gradients(
     """
     if not len(batch):
         return {name: vector.new_empty(0, len(vector)) for name, vector in blocks.vectors.items()}
-    record = _RecordLoss(model, blocks, scales.live, terms)
+    record = _RecordLoss(model, blocks, scales.live, terms, batch.precomputed)
     # Closed over and not passed on: what is passed costs time for every tensor and level of mapping.
     by_record = vmap(
         lambda *own: grad(record.loss)(record.vectors, *own), randomness="different", chunk_size=chunk_size
@@ -104,10 +104,15 @@ class _RecordLoss(nn.Module):
     """The loss of one record as a function of the block vectors."""
 
     def __init__(
-        self, model: MultimodalModel, blocks: ParameterBlocks, live: bool, terms: PreparedTerms | None
+        self,
+        model: MultimodalModel,
+        blocks: ParameterBlocks,
+        live: bool,
+        terms: PreparedTerms | None,
+        precomputed: frozenset[str],
     ) -> None:
         super().__init__()
-        self.model, self.live, self.terms = model, live, terms
+        self.model, self.live, self.terms, self.precomputed = model, live, terms, precomputed
         self.vectors = {name: vector for name, vector in blocks.vectors.items() if len(vector)}
         self.shapes = {name: [p.shape for p in own] for name, own in blocks.parameters.items()}
         places = {id(p): (block, i) for block, own in blocks.parameters.items() for i, p in enumerate(own)}
@@ -131,7 +136,7 @@ class _RecordLoss(nn.Module):
         cells: Tensor | None = None,
     ) -> Tensor:
         """Return the loss, scaled as it enters each block."""
-        record = MultimodalBatch(inputs, present, label, group, cells)
+        record = MultimodalBatch(inputs, present, label, group, cells, self.precomputed)
         embeddings = self.model.encode(record)
         fused = self.model.fusion(embeddings, present)
         entries = [z.detach() for z in embeddings]

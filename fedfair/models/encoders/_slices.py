@@ -80,5 +80,10 @@ class VolumeEncoder(nn.Module):
 
     def forward(self, volume: Tensor) -> Tensor:
         """Return embeddings [B, p] of volumes [B, S, H, W], for any S."""
-        embedding: Tensor = self.pool(self.project(self.features(volume)), (volume != 0).any(-1).any(-1))
+        embedding: Tensor = self.pool(self.project(self.features(volume)), seen(volume))
         return embedding
+
+
+def seen(volume: Tensor) -> Tensor:
+    """Return bool [B, S]: which slices of volumes [B, S, H, W] a record has, all but those of zeros."""
+    return (volume != 0).any(-1).any(-1)

@@ -18,9 +18,10 @@ from fedfair.models.encoders._adapters import add_adapters, freeze, pretrained_m
 
 CLASSES = {"vit": "ViT", "bert": "Bert"}
 TARGETS = {"vit": ("q_proj", "v_proj"), "bert": ("query", "value")}
+FROZEN = "frozen"
 FAIR_LORA = "fair_lora"
 ADAPTED = ("lora", FAIR_LORA)
-TUNE = ("frozen", "all", *ADAPTED)
+TUNE = (FROZEN, "all", *ADAPTED)
 WEIGHTS = "model.safetensors"
 
 # Dropout would make statistics and gradients by record random, and `eager` is the attention that is
@@ -59,7 +60,7 @@ class Pretrained:
     path: str | None = None
     config: Mapping[str, object] | None = None
     sha256: str | None = None
-    tune: str = "frozen"
+    tune: str = FROZEN
     rank: int = 8
     alpha: float = 16.0
     targets: Sequence[str] | None = None

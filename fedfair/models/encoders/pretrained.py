@@ -17,9 +17,10 @@ from fedfair.data.options import as_items, as_number, as_text
 from fedfair.data.schema import ArrayModality, TextModality, VolumeModality
 from fedfair.errors import ConfigError, DataError
 from fedfair.models.encoders._adapters import by_group, pretrained_module
+from fedfair.models.encoders._frozen import FrozenSlices, FrozenVector
 from fedfair.models.encoders._plain import mlp
 from fedfair.models.encoders._slices import VolumeEncoder
-from fedfair.models.encoders._weights import Pretrained, load_network, quiet, read_json
+from fedfair.models.encoders._weights import FROZEN, Pretrained, load_network, quiet, read_json
 from fedfair.plugins import call_factory
 
 
@@ -138,11 +139,10 @@ def vit(
         )
     mean, std = _normalisation(chosen.path, config.num_channels)
     features = VitFeatures(network, config.image_size, mean, std)
-    if isinstance(spec, VolumeModality):
-        encoder: nn.Module = VolumeEncoder(EachSlice(features), config.hidden_size, out_dim)
-    else:
-        encoder = nn.Sequential(features, *mlp(config.hidden_size, (), out_dim))
-    return _reading(encoder, attributes, chosen)
+    if not isinstance(spec, VolumeModality):
+        return _reading(_before_mlp(features, config.hidden_size, out_dim, chosen), attributes, chosen)
+    build = FrozenSlices if chosen.tune == FROZEN else VolumeEncoder
+    return _reading(build(EachSlice(features), config.hidden_size, out_dim), attributes, chosen)
 
 
 def bert(spec: TextModality, out_dim: int, attributes: Attributes, /, **options: object) -> nn.Module:
@@ -173,12 +173,17 @@ def bert(spec: TextModality, out_dim: int, attributes: Attributes, /, **options:
             f"encoder bert must read at most {most} words numbered up to {tokens}, got length {spec.length} "
             f"and vocabulary {spec.vocabulary}; number the words with `tokenize`"
         )
-    encoder = nn.Sequential(BertFeatures(network), *mlp(config.hidden_size, (), out_dim))
+    encoder = _before_mlp(BertFeatures(network), config.hidden_size, out_dim, chosen)
     return _reading(encoder, attributes, chosen)
 
 
 def _options(options: Mapping[str, object]) -> Pretrained:
     return cast(Pretrained, call_factory("options", Pretrained, **options))
+
+
+def _before_mlp(features: nn.Module, width: int, out_dim: int, chosen: Pretrained) -> nn.Module:
+    build = FrozenVector if chosen.tune == FROZEN else nn.Sequential
+    return build(features, mlp(width, (), out_dim))
 
 
 def _reading(encoder: nn.Module, attributes: Attributes, chosen: Pretrained) -> nn.Module:

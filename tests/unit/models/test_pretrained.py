@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fedfair.blocks import ParameterBlocks
 from fedfair.data.schema import ArrayModality
-from fedfair.models import MultimodalModel, adapters
+from fedfair.models import FrozenEncoder, MultimodalModel, adapters
 from tests.unit.models.cases import (
     NOTE,
     PRETRAINED,
@@ -36,7 +36,8 @@ both = pytest.mark.parametrize("kind", ["vit", "bert"])
 
 
 def features(model: MultimodalModel, value: Tensor) -> Tensor:
-    found: Tensor = model.encoders["own"][0](value)
+    encoder = model.encoders["own"]
+    found: Tensor = encoder.precompute(value) if isinstance(encoder, FrozenEncoder) else encoder[0](value)
     return found.detach()
 
 
@@ -84,12 +85,14 @@ def test_an_image_of_another_size_is_resized_as_pillow_does(shape: tuple[int, in
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_a_volume_is_pooled_over_its_slices_by_the_same_attention() -> None:
-    model, blocks = model_of(PRETRAINED["vit-slices-all"])
+@pytest.mark.parametrize("tune", ["all", "frozen"])
+def test_a_volume_is_pooled_over_its_slices_by_the_same_attention(tune: str) -> None:
+    model, blocks = model_of(PRETRAINED[f"vit-slices-{tune}"])
     shake(blocks)
     volume = batch_of(SCAN).modalities["own"]
     encoder = model.encoders["own"]
-    slices = [encoder.features.images(volume[:, [s]]) for s in range(SCAN.shape[0])]
+    images = encoder.frozen.images if tune == "frozen" else encoder.features.images
+    slices = [images(volume[:, [s]]) for s in range(SCAN.shape[0])]
     wanted = encoder.pool(encoder.project(torch.stack(slices, 1)), (volume != 0).flatten(2).any(2))
     torch.testing.assert_close(encoder(volume), wanted, rtol=1e-6, atol=1e-6)
     shuffled = encoder(volume[:, [2, 0, 1]])
@@ -147,7 +150,8 @@ def test_adapters_start_as_nothing_and_are_a_low_rank_change_of_the_weights(
         assert (tuple(adapter.A.shape), tuple(adapter.B.shape), adapter.scale) == ((2, 16), (16, 2), 3.0)
         assert adapter.A.requires_grad
         assert adapter.B.requires_grad
-        plain.get_submodule(name).weight += adapter.scale * (adapter.B @ adapter.A).detach()
+        layer = plain.get_submodule(name.replace("encoders.own.0.", "encoders.own.frozen."))
+        layer.weight += adapter.scale * (adapter.B @ adapter.A).detach()
     torch.testing.assert_close(features(plain, value), features(model, value), rtol=1e-4, atol=1e-5)
 
 

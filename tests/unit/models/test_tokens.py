@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedfair.data.encode import encode
+from fedfair.data.encode import to_batch
 from fedfair.data.schema import SiteRecords, TextModality
 from fedfair.errors import DataError
 from fedfair.models.encoders import tokenize
@@ -63,11 +63,11 @@ def test_tokens_pass_through_the_schema_to_the_network(tokenizer: Path) -> None:
     note = tokenize(["cup", None], str(tokenizer), modality)
     table = np.zeros((2, 2), np.float32)
     records = SiteRecords({"own": note, "lab": table}, np.array([0, 1]), {"sex": np.array([0, 1])})
-    inputs, present = encode(records, schema, {"lab": np.array([[0.0], [1.0]])})
-    assert present[:, 0].tolist() == [True, False]
+    batch = to_batch(records, schema, {"lab": np.array([[0.0], [1.0]])}, np.zeros(2, np.int64))
+    assert batch.present[:, 0].tolist() == [True, False]
     choice = {**PRETRAINED["bert-frozen"].choice, "config": {**BERT, "vocab_size": len(VOCABULARY)}}
     model, _ = model_of(Case(modality, choice))
-    assert torch.isfinite(model.encoders["own"](inputs["own"])).all()
+    assert torch.isfinite(model.encoders["own"](batch.modalities["own"])).all()
 
 
 @pytest.mark.parametrize("vocabulary", [len(VOCABULARY), len(VOCABULARY) + 2])

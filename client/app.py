@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -13,17 +13,22 @@ from flwr.clientapp import ClientApp
 
 from client.journal import Journal, Spent
 from client.records import brought, wrapped
+from client.run import run_of
 from client.secure import Sealed
 from fedfair import wire
-from fedfair.budget import site_ledger
-from fedfair.config import Config, parse_json
-from fedfair.data import DataAdapter, Schema, SiteRecords, open_dataset
-from fedfair.errors import ConfigError, InconsistentUpdates, PrivacyBudgetExhausted, RunError, nearest
+from fedfair.config import parse_json
+from fedfair.errors import (
+    ConfigError,
+    FedfairError,
+    InconsistentUpdates,
+    PrivacyBudgetExhausted,
+    RunError,
+    nearest,
+)
 from fedfair.privacy.policy import Policy
 from fedfair.provenance import source_digest
 from fedfair.secagg import SECURE
 from fedfair.site import Site, Workbench
-from fedfair.uploads import Uploads
 
 app = ClientApp()
 ROOT = Path(__file__).resolve().parents[1]
@@ -78,78 +83,6 @@ def prepare(message: Message, context: Context) -> Message:
     return _answer(message, context, lambda *_: {})
 
 
-class _Run:
-    """What a process keeps of one run: the data, the model it trains, the sites it has played."""
-
-    def __init__(self, config: Config, run: str, policy: Policy) -> None:
-        self.config, self.run, self.policy = config, run, policy
-        # Only a file of the site's own belongs to it alone.
-        owner = policy.site if policy.data else None
-        self.adapter = open_dataset(
-            config.data.name,
-            policy.path(config),
-            config.data.options,
-            config.seed,
-            owner,
-            config.data.partition,
-        )
-        policy.check_schema(self.adapter.schema)
-        self.bench = Workbench(policy.networks(config), self.adapter.schema)
-        self.layouts = Uploads(config, self.adapter.schema, self.bench)
-        self._sites: dict[str, Site] = {}
-
-    def site(self, name: str) -> Site:
-        """Return a site, its records read once."""
-        if name not in self._sites:
-            self._sites[name] = self._open(name)
-        return self._sites[name]
-
-    def _open(self, name: str) -> Site:
-        enough = _Enough(self.adapter, self.policy)
-        if self.config.privacy.on:
-            return self._open_private(name, enough)
-        if self.config.secure.enabled:
-            return Site(name, self.config, enough)
-        site = Site(name, self.config, self.adapter)
-        if self.policy.min_records and (counts := site.survey.train_counts) is not None:
-            self.policy.check_records(name, int(counts[0].sum()), private=False)
-        return site
-
-    def _open_private(self, name: str, adapter: DataAdapter) -> Site:
-        if self.config.privacy.mode != "sample":
-            return Site(name, self.config, adapter)
-        from fedfair.privacy.site import PrivateSite
-
-        folder, dataset = self.policy.account(self.config)
-        ledger = site_ledger(self.config, folder, name, self.policy.max_epsilon, dataset)
-        return PrivateSite(name, self.config, adapter, ledger, self.run)
-
-
-class _Enough:
-    """Data of which a site gives nothing to a private or secure run unless all of it are enough."""
-
-    def __init__(self, adapter: DataAdapter, policy: Policy) -> None:
-        self._adapter, self._policy = adapter, policy
-
-    @property
-    def schema(self) -> Schema:
-        """The schema shared by all sites."""
-        return self._adapter.schema
-
-    def load(self, site: str) -> SiteRecords:
-        """Return the records of `site`; raise `PrivacyError` when they are too few."""
-        records = self._adapter.load(site)
-        self._policy.check_records(site, len(records), private=True)
-        return records
-
-
-@lru_cache(maxsize=1)
-def _run(run_id: int, config_json: str, run: str, policy: Policy) -> _Run:
-    """Return the run; its id keeps a later run from seeing files as they were before."""
-    del run_id
-    return _Run(parse_json(config_json), run, policy)
-
-
 def _answer(message: Message, context: Context, work: Work) -> Message:
     policy = Policy.of(context.node_config)
     with policy.pathless():
@@ -166,8 +99,8 @@ class _Upload:
     """All that leaves the site with an answer, and how to learn what the site has spent."""
 
     said: dict[str, str | int]
-    arrays: wire.Arrays
-    spent: Spent
+    arrays: wire.Arrays = field(default_factory=dict)
+    spent: Spent = lambda: None
     secure: dict[str, bytes] = field(default_factory=dict)
     opened: list[str] = field(default_factory=list)
 
@@ -180,26 +113,40 @@ def _worked(message: Message, context: Context, policy: Policy, work: Work) -> _
     config = parse_json(str(told["config"]))
     policy.check(config)
     with policy.discretion(config, policy.site or f"of node {context.node_id}"):
-        run = _run(context.run_id, str(told["config"]), str(told["run"]), policy)
+        run = run_of(context.run_id, str(told["config"]), str(told["run"]), policy)
     name = _site_name(context, policy, run.adapter.schema.sites)
-    said: dict[str, str | int] = {"name": name, "schema": run.adapter.schema.digest()}
-    with policy.discretion(config, name):
+    upload = _Upload({"name": name, "schema": run.adapter.schema.digest()})
+    with _own_failure(upload, policy), policy.discretion(config, name):
         sealed = None
         if config.secure.enabled:
             sealed = Sealed(message, context, config, policy, name, run.adapter.schema.sites)
             sealed.check()
         site = run.site(name)
-        upload = _Upload(said, {}, site.spent)
+        upload.spent = site.spent
         try:
             upload.arrays = work(site, run.bench)
             # The one gate through which anything of a private site leaves.
             site.guard(upload.arrays)
         except PrivacyBudgetExhausted as stop:
-            upload.arrays, said["exhausted"] = {}, str(stop)
+            upload.arrays, upload.said["exhausted"] = {}, str(stop)
         if sealed is not None:
             upload.arrays = sealed.upload(upload.arrays, run.layouts)
             upload.secure, upload.opened = sealed.said, sealed.opened
-        return upload
+    return upload
+
+
+@contextlib.contextmanager
+def _own_failure(upload: _Upload, policy: Policy) -> Iterator[None]:
+    """Answer with what a virtual site refuses, so that its name stands beside it.
+
+    A node with anything of its own raises: of a hospital nothing is told but the text of its error.
+    """
+    try:
+        yield
+    except FedfairError as error:
+        if policy != Policy():
+            raise
+        upload.arrays, upload.said["failed"] = {}, str(error)
 
 
 def _reply(message: Message, upload: _Upload) -> Message:

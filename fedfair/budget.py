@@ -15,6 +15,7 @@ from typing import Any
 
 from fedfair.config import Config
 from fedfair.data import is_made_up
+from fedfair.errors import counted
 from fedfair.privacy.accounting import RELATION, Event, calibrate, describe, epsilon, merge
 from fedfair.privacy.ledger import Ledger
 from fedfair.privacy.settings import statistics_event, training_event
@@ -189,7 +190,7 @@ def outlook(config: Config, sites: int, values: int) -> str:
             *lines,
             "",
             f"One round's noise has {ratio:.3g} times the norm that perfectly aligned gradients could reach "
-            f"({values} values, {sites} sites).",
+            f"({counted(values, 'value')}, {counted(sites, 'site')}).",
             *notices(config, sites, values),
         ]
     )

@@ -14,7 +14,7 @@ from typing import Any
 
 from fedfair.errors import ConfigError, nearest
 from fedfair.modulation import METHODS, FedAvg, Method
-from fedfair.plain import build, read_yaml
+from fedfair.plain import build, dotted_keys, read_yaml
 from fedfair.privacy.settings import PrivacyConfig
 from fedfair.sections import (
     DataConfig,
@@ -127,7 +127,7 @@ def parse(plain: Mapping[str, Any]) -> Config:
     """
     values = dict(plain)
     method = values.pop("method", None)
-    config: Config = build(Config, values, "")
+    config: Config = build(Config, values, "", _keys())
     return config if method is None else dataclasses.replace(config, method=_parse_method(method))
 
 
@@ -169,8 +169,16 @@ def _parse_method(plain: object) -> Method:
         raise ConfigError(
             f"`method.name` must be one of {sorted(METHODS)}, got {name!r}{nearest(name, METHODS)}"
         )
-    method: Method = build(METHODS[name], {k: v for k, v in plain.items() if k != "name"}, "method.")
+    own = {key: value for key, value in plain.items() if key != "name"}
+    method: Method = build(METHODS[name], own, "method.", _keys())
     return method
+
+
+@lru_cache(maxsize=1)
+def _keys() -> tuple[str, ...]:
+    """Return every dotted key that some configuration has."""
+    methods = (key for method in METHODS.values() for key in dotted_keys(method, "method."))
+    return tuple(dict.fromkeys([*dotted_keys(Config), *methods]))
 
 
 def _check_choice(config: Config) -> None:

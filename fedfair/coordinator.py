@@ -19,9 +19,9 @@ from fedfair.coefficients import Coefficients, LossTerms
 from fedfair.config import Config
 from fedfair.data.checks import check_coverage
 from fedfair.data.crossing import axes, group_names, known
-from fedfair.data.encode import FeatureSums, add_feature_sums, moments, public_moments
+from fedfair.data.moments import FeatureSums, add_feature_sums, moments, public_moments
 from fedfair.data.schema import Schema
-from fedfair.errors import ConfigError, DataError, RoundRefused, RunError
+from fedfair.errors import ConfigError, DataError, RoundRefused, RunError, counted
 from fedfair.local import SiteUpdate
 from fedfair.masking import expanded, of_known
 from fedfair.modulation import Modulation
@@ -279,8 +279,8 @@ class Coordinator:
         for group, records, asked in told:
             if asked and records < wanted:
                 raise RoundRefused(
-                    f"group {group!r} must have at least {wanted} training records at the sites that "
-                    f"answered (`server.min_group_records`), got {records:g}"
+                    f"group {group!r} must have at least {counted(wanted, 'training record')} at the sites "
+                    f"that answered (`server.min_group_records`), got {records:g}"
                 )
 
     def _initial_coefficients(self) -> Coefficients:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedfair.coefficients import Coefficients, FairnessTerm, LossTerms
-from fedfair.data.encode import FeatureSums
+from fedfair.data.moments import FeatureSums
 from fedfair.errors import InconsistentUpdates
 from fedfair.local import SiteUpdate
 from fedfair.signals import Signals, Variance

@@ -9,7 +9,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedfair.errors import RunError
+from fedfair.errors import RunError, counted
 
 # In messages: Flower takes an answer apart and puts it together again, one answer at a time.
 _TAKEN_APART = 3.0
@@ -69,15 +69,16 @@ def require_room(demand: Demand, folder: Path) -> None:
     """
     needed, free = demand.link + demand.server, _available()
     less = "`training.mode: weights` sends one row instead of one per group"
+    asked = f"a round of {counted(demand.sites, 'site')} with answers of {_gigabytes(demand.answer)}"
     if free is not None and needed > free:
         raise RunError(
-            f"the centre must have {_gigabytes(needed)} of memory free for a round of {demand.sites} sites "
-            f"with answers of {_gigabytes(demand.answer)}, got {_gigabytes(free)}; {less}"
+            f"the centre must have {_gigabytes(needed)} of memory free for {asked}, "
+            f"got {_gigabytes(free)}; {less}"
         )
     if demand.disk > (room := shutil.disk_usage(folder).free):
         raise RunError(
-            f"the disk of {folder} must have {_gigabytes(demand.disk)} free for a round of {demand.sites} "
-            f"sites with answers of {_gigabytes(demand.answer)}, got {_gigabytes(room)}; {less}"
+            f"the disk of {folder} must have {_gigabytes(demand.disk)} free for {asked}, "
+            f"got {_gigabytes(room)}; {less}"
         )
 
 

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from fedfair import wire
 from fedfair.coordinator import Coordinator
-from fedfair.data.encode import moments
-from fedfair.errors import DataError, InconsistentUpdates, RoundRefused, RunError
+from fedfair.data.moments import moments
+from fedfair.errors import DataError, InconsistentUpdates, RoundRefused, RunError, counted
 from fedfair.local import SiteUpdate
 from fedfair.uploads import ALL, Uploads, without_absent
 from fedfair.wire import Download, Survey
@@ -78,11 +78,11 @@ class Crew:
         self.surveys = {site: _survey(site, arrays) for site, arrays in answers.arrays.items()}
         self._coordinator.standardise(self.surveys)
         logger.info(
-            "%s: method %s, mode %s, %d sites",
+            "%s: method %s, mode %s, %s",
             self._config.name,
             self._config.method.name,
             self._config.training.mode,
-            len(answers.sites),
+            counted(len(answers.sites), "site"),
         )
 
     def nodes(self) -> list[int]:
@@ -154,7 +154,7 @@ class Crew:
         minimum = self._config.server.min_sites
         if len(answers.sites) < minimum:
             raise RoundRefused(
-                f"at least {minimum} sites must answer, got {len(answers.sites)}; "
+                f"at least {counted(minimum, 'site')} must answer, got {len(answers.sites)}; "
                 f"the first failure: {answers.why()}"
             )
         return answers
@@ -174,7 +174,7 @@ class Crew:
             except RoundRefused as refusal:
                 logger.warning("%s, attempt %d of %d: %s", name, attempt, attempts, refusal)
                 last = refusal
-        raise RunError(f"{name} could not be committed in {attempts} attempts: {last}")
+        raise RunError(f"{name} could not be committed in {counted(attempts, 'attempt')}: {last}")
 
     def note_absent(self, answers: Answers, nodes: Sequence[int]) -> None:
         """Add the sites of this run that are not there to the failures, and log them all."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
-from fedfair.errors import InconsistentUpdates, RunError
+from fedfair.errors import InconsistentUpdates, RunError, counted
 from fedfair.secagg import Field
 from server.journal import Journal
 from server.post import exchanged
@@ -124,7 +124,7 @@ class Sites:
             if len(nodes) >= wanted or (len(nodes) >= minimum and waited > patience):
                 return nodes
             if waited > self._timeout:
-                raise RunError(f"at least {minimum} sites must be connected, got {len(nodes)}")
+                raise RunError(f"at least {counted(minimum, 'site')} must be connected, got {len(nodes)}")
             if len(nodes) != told and waited > 1:
                 told = len(nodes)
                 logger.info("waiting for sites: %d of %d connected", told, wanted)
@@ -203,6 +203,8 @@ class Sites:
             raise InconsistentUpdates(in_words(reply.error))
         site, schema, told = introduced(reply)
         self._know(node, site)
+        if "failed" in told:
+            raise InconsistentUpdates(str(told["failed"]))
         if schema != self._schema:
             raise InconsistentUpdates(
                 f"the data of site {site} must have the server's schema ({self._schema}), got {schema}: "

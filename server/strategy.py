@@ -17,7 +17,7 @@ from flwr.app import MessageType
 from fedfair import wire
 from fedfair.aggregation import pool
 from fedfair.coordinator import Coordinator
-from fedfair.errors import InconsistentUpdates, PrivacyBudgetExhausted
+from fedfair.errors import InconsistentUpdates, PrivacyBudgetExhausted, counted
 from fedfair.local import SiteUpdate
 from fedfair.monitor import Monitor
 from fedfair.record import Made, RoundRecord, RunFolder, coefficient_table, test_metrics, train_loss
@@ -74,7 +74,7 @@ class ModulatedAggregation:
         while self.coordinator.round < self.config.rounds:
             if self.monitor.exhausted:
                 server = self.config.server
-                return f"`{server.monitor}` did not improve for {server.patience} rounds"
+                return f"`{server.monitor}` did not improve for {counted(server.patience or 0, 'round')}"
             self._attempts = 0
             try:
                 self.crew.tried(self._round, f"round {self.coordinator.round + 1}")
@@ -208,5 +208,6 @@ def _check_signals(update: SiteUpdate) -> None:
 
 
 def _exhausted(answers: Answers) -> PrivacyBudgetExhausted:
-    others = f" (and {len(answers.exhausted) - 1} more sites)" if len(answers.exhausted) > 1 else ""
+    more = len(answers.exhausted) - 1
+    others = f" (and {counted(more, 'more site')})" if more else ""
     return PrivacyBudgetExhausted(answers.exhausted[min(answers.exhausted)] + others)

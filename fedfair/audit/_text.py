@@ -10,6 +10,7 @@ from typing import Any
 
 from fedfair.audit._log import EVENTS, Entry, moment
 from fedfair.audit._verify import verify
+from fedfair.errors import counted
 
 SHOWN, HASH_SHOWN = 60, 12  # characters of a value, of a hash
 UNWITNESSED = "witnesses: none, so a cut end would not show; check it against the log of the other side"
@@ -47,9 +48,10 @@ def summary(path: Path, against: Iterable[Path] = ()) -> str:
     for entry in log.entries:
         if "run" in entry:
             by_run.setdefault(entry["run"], []).append(entry)
+    entries = counted(len(log.entries), "entry", "entries")
     return "\n".join(
         [
-            f"{path.name}: {len(log.entries)} entries, {_time(first)} to {_time(last)} UTC, unbroken",
+            f"{path.name}: {entries}, {_time(first)} to {_time(last)} UTC, unbroken",
             f"head: entry {last['n']}, {last['hash']}",
             f"witnesses: {log.witnessed} of its heads stand in other logs" if log.witnessed else UNWITNESSED,
             *(f"note: {note}" for note in log.notes),

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from fedfair import __version__
-from fedfair.cli._common import INTERRUPTED
+from fedfair.cli._common import INTERRUPTED, Parser
 from fedfair.cli._data import add_data
 from fedfair.cli._experiments import add_experiments
 from fedfair.cli._federation import add_federation
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="fedfair",
         description="Train one multimodal model across hospitals, modulated by modality and group.",
     )

@@ -3,15 +3,71 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
-from fedfair.errors import RunError
+from fedfair.errors import RunError, nearest
 
 INTERRUPTED = 130
+# What argparse says, and how every other error says it; anything else stays as it is.
+_SAID = {
+    r"argument (\S+): invalid int value: (.*)": r"`\1` must be a whole number, got \2",
+    r"argument (\S+): expected one argument": r"`\1` must be followed by a value, got none",
+    r"argument (\S+): not allowed with argument (\S+)": r"`\1` must not stand beside `\2`",
+    r"argument (\S+): ignored explicit argument (.*)": r"`\1` takes no value, got \2",
+    r"argument (\S+): (must .*)": r"`\1` \2",
+    r"the following arguments are required: (.*)": r"\1 must be given",
+    r"one of the arguments (.*) is required": r"one of \1 must be given",
+}
+_CHOICE = re.compile(r"argument (\S+): invalid choice: '?(.*?)'? \(choose from (.*)\)", re.DOTALL)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that refuses with one sentence; its commands' parsers do too.
+
+    Of an option nothing may be left out: ``--seed 3`` would repeat with three seeds.
+    """
+
+    def __init__(self, **options: Any) -> None:  # noqa: ANN401, those of argparse
+        super().__init__(**{"allow_abbrev": False, **options})
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Read the arguments, all of which must be known; argparse would blame the top parser later."""
+        found, odd = super().parse_known_args(args, namespace)
+        if odd:
+            options = [name for action in self._actions for name in action.option_strings]
+            self.error(_unknown(odd[0], options))
+        return found, []
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong and where to look, and exit with status 2."""
+        said, mark, hint = _reworded(message).partition("; did you mean")
+        # A hint stands last, as in all other errors.
+        self.exit(2, f"{self.prog}: {said} (see `{self.prog} --help`){mark}{hint}\n")
+
+
 # argparse has no public name for it.
-Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
+
+
+def _reworded(message: str) -> str:
+    if match := _CHOICE.fullmatch(message):
+        name, given, choices = match[1], match[2], re.findall(r"[\w-]+", match[3])
+        return f"`{name}` must be one of {choices}, got {given!r}{nearest(given, choices)}"
+    matches = ((re.fullmatch(pattern, message, re.DOTALL), words) for pattern, words in _SAID.items())
+    return next((match.expand(words) for match, words in matches if match), message)
+
+
+def _unknown(given: str, options: Sequence[str]) -> str:
+    if not given.startswith("-"):
+        return f"{given!r} is one argument too many"
+    name = given.partition("=")[0]
+    return f"`{name}` is not a known option{nearest(name, options)}"
 
 
 def overrides(parser: argparse.ArgumentParser, example: str = "method.name=mimo") -> None:
@@ -52,15 +108,15 @@ def say(text: str) -> None:
 
 def positive(text: str) -> int:
     """Read an integer of at least 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
+    return _whole(text, 1)
 
 
 def natural(text: str) -> int:
     """Read an integer of at least 0."""
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"must be at least 0, got {value}")
-    return value
+    return _whole(text, 0)
+
+
+def _whole(text: str, least: int) -> int:
+    if not re.fullmatch(r"[+-]?\d+", text, re.ASCII) or int(text) < least:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least {least}, got {text!r}")
+    return int(text)

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fedfair.cli._common import Commands, positive, say
-from fedfair.errors import ConfigError, nearest
+from fedfair.errors import ConfigError, counted, nearest
 
 
 def add_data(commands: Commands) -> None:
@@ -76,7 +76,7 @@ def _phantom(options: argparse.Namespace) -> int:
             lambda: progress.advance(task),
             workers,
         )
-    say(f"made {count} synthetic patients in {options.out}")
+    say(f"made {counted(count, 'synthetic patient')} in {options.out}")
     return 0
 
 

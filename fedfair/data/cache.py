@@ -19,6 +19,7 @@ import os
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, NamedTuple, Self
@@ -124,7 +125,7 @@ def images(
     found: dict[str, Pixels] = {}
     place = None
     if folder is not None and count:
-        with _told():
+        with _told(folder):
             own_folder(folder)
             place = folder
     if place is not None:
@@ -201,7 +202,7 @@ class _Canvas:
         self.seen: Mask = np.zeros(form.seen_shape, np.bool_)
         self.file: BinaryIO | None = None
         if folder is not None:
-            with _told():
+            with _told(folder):
                 self._begin(folder)
         if self.file is None:
             self.codes: Codes = np.zeros(form.shape, np.uint8)
@@ -246,7 +247,7 @@ class _Canvas:
         """Give the file its name, or remove it after an error."""
         if self.file is None or self.folder is None:
             return
-        with _told(), self.file:
+        with _told(self.folder), self.file:
             try:
                 if kind is None:
                     self._finish(self.file, self.folder)
@@ -287,10 +288,16 @@ def _sweep(folder: Path, form: _Format) -> None:
 
 
 @contextlib.contextmanager
-def _told() -> Iterator[None]:
+def _told(folder: Path) -> Iterator[None]:
     """Go on without a file where none can be written, and say why."""
     try:
         yield
     except OSError as error:
-        reason = error.strerror or type(error).__name__
-        logging.getLogger(__name__).warning("images are not kept on the disk: %s", reason)
+        _warn(folder, error.strerror or type(error).__name__)
+
+
+@lru_cache(maxsize=256)
+def _warn(folder: Path, reason: str) -> None:
+    """Say it once per process, folder and cause, though every image of every site may meet it."""
+    del folder  # not for a log
+    logging.getLogger(__name__).warning("images are not kept on the disk: %s", reason)

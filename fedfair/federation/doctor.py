@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from fedfair.audit import verify
-from fedfair.errors import ConfigError
+from fedfair.errors import ConfigError, counted
 from fedfair.federation.approval import approved
 from fedfair.federation.certificates import describe
 from fedfair.federation.finding import Finding, attempt, render
@@ -158,7 +158,11 @@ def _check_disk(folder: SiteFolder, policy: Policy) -> Iterator[Finding]:
     yield attempt("audit", lambda: _writable(audit.parent), owner)
     if audit.is_file():
         fix = "find out who changed it; keep it, and let a new one begin beside it (`audit` in site.yaml)"
-        yield attempt("audit log", lambda: f"intact, {len(verify(audit).entries)} entries", fix)
+        yield attempt("audit log", lambda: f"intact, {_entries(audit)}", fix)
+
+
+def _entries(log: Path) -> str:
+    return counted(len(verify(log).entries), "entry", "entries")
 
 
 def _writable(place: Path) -> str:

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fedfair.errors import ConfigError, MissingDependency
+from fedfair.errors import ConfigError, MissingDependency, counted
 
 Accountant = Literal["prv", "rdp"]
 History = list[tuple[float, float, int]]
@@ -151,7 +151,7 @@ def calibrate(
     spent = epsilon(others, delta)
     if spent > target_epsilon or not fits(high):
         raise ConfigError(
-            f"`target_epsilon` must be above what noise on these {steps} steps can reach, got"
+            f"`target_epsilon` must be above what noise on {counted(steps, 'step')} can reach, got"
             f" {target_epsilon:.4g} where the other releases alone cost {spent:.4g} at delta {delta:.3g};"
             " raise the target, or release statistics less often or with more noise"
         )

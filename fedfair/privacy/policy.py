@@ -16,7 +16,7 @@ from pathlib import Path
 from fedfair.budget import dataset_identity, ledger_folder
 from fedfair.config import Config
 from fedfair.data.schema import Schema
-from fedfair.errors import ConfigError, PrivacyError, nearest
+from fedfair.errors import ConfigError, PrivacyError, counted, nearest
 from fedfair.networks import check_networks, with_networks
 from fedfair.privacy import node_settings as read
 from fedfair.privacy.edge import Discreet
@@ -241,7 +241,7 @@ class Policy:
         if private:
             raise PrivacyError(f"site {site} does not take part in this run")
         raise PrivacyError(
-            f"site {site} must have {self.min_records} training records to take part, got {count}"
+            f"site {site} must have {counted(self.min_records, 'training record')} to take part, got {count}"
         )
 
     def discretion(self, config: Config, site: str) -> contextlib.AbstractContextManager[object]:

@@ -21,7 +21,8 @@ from fedfair.coefficients import Coefficients
 from fedfair.config import Config
 from fedfair.data import DataAdapter
 from fedfair.data.crossing import group_names
-from fedfair.data.encode import num_cells, public_moments
+from fedfair.data.encode import num_cells
+from fedfair.data.moments import public_moments
 from fedfair.device import dropout_seeded
 from fedfair.errors import PrivacyError
 from fedfair.local import SiteUpdate

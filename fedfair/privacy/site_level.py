@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fedfair.errors import InconsistentUpdates
+from fedfair.errors import InconsistentUpdates, counted
 from fedfair.local import SiteUpdate, block_records
 from fedfair.paths import Path
 from fedfair.privacy.noise import Noise
@@ -143,7 +143,7 @@ def feasibility(noise_multiplier: float, size: int, sites: int) -> str | None:
         return None
     most = int((sites / noise_multiplier) ** 2)
     return (
-        f"site-level privacy asks for more noise than {sites} sites can outvote: its norm in a round's mean "
-        f"update is {ratio:.3g} times the largest signal ({size} trained values; about {most} "
+        f"site-level privacy asks for more noise than {counted(sites, 'site')} can outvote: its norm in a "
+        f"round's mean update is {ratio:.3g} times the largest signal ({size} trained values; about {most} "
         "would balance it); expect a model of little use, or train fewer values, or join more sites"
     )

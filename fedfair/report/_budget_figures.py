@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from fedfair.errors import counted
 from fedfair.report._budget import DONE, MEASURES, Budget, Setting
 from fedfair.report._figures import BASELINE_COLOUR, COLOURS, STYLE, svg
 from fedfair.report._results import Estimate, Metric
@@ -148,9 +149,8 @@ def _finish(figure: Figure, budget: Budget, behind: Sequence[Setting]) -> Figure
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper left", ncols=min(len(labels), 8), columnspacing=1.2)
     done = sum(cell.status == DONE for setting in behind for cell in setting.cells)
-    runs = (
-        f"{done} runs, seeds: {len(budget.plan['seeds'])}; marks are means over seeds with 95 % t intervals."
-    )
+    runs = f"{counted(done, 'run')}, seeds: {len(budget.plan['seeds'])}"
+    marks = "marks are means over seeds with 95 % t intervals."
     said = textwrap.fill(budget.statement, CAPTION)
-    figure.supxlabel(f"epsilon\n{said}\n{runs}", fontsize=8, color="#57606a")
+    figure.supxlabel(f"epsilon\n{said}\n{runs}; {marks}", fontsize=8, color="#57606a")
     return figure

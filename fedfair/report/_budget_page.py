@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from fedfair.errors import counted
 from fedfair.report._budget import DONE, FAILED, MISSING, Budget, load_budget
 from fedfair.report._budget_tables import csv_text, tables
 from fedfair.report._budget_verdict import verdict
@@ -21,7 +22,7 @@ PAGE = """
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{{ plan.name }}: privacy budget</title>
-<style>{{ style|safe }} tbody th + th { font-weight: 400; } th[scope=row] { white-space: nowrap; }</style>
+<style>{{ style|safe }} tbody th + th { font-weight: 400; }</style>
 </head>
 <body>
 {% if plan.synthetic %}
@@ -146,8 +147,8 @@ def markdown(budget: Budget) -> str:
 
 def _runs(budget: Budget) -> str:
     done, seeds = budget.count(DONE), len(budget.plan["seeds"])
-    planned = f"{len(budget.cells)} planned runs ({len(budget.settings)} settings, seeds: {seeds})"
-    text = f"{done} of {planned} are behind these figures"
+    planned = f"{counted(len(budget.cells), 'planned run')} ({counted(len(budget.settings), 'setting')}, "
+    text = f"{done} of {planned}seeds: {seeds}) {'is' if done == 1 else 'are'} behind these figures"
     few = f"; fewer than {FEWEST_SEEDS} seeds cannot tell a difference from chance" * (seeds < FEWEST_SEEDS)
     return f"{text}{few}."
 
@@ -155,8 +156,8 @@ def _runs(budget: Budget) -> str:
 def _sizes(budget: Budget) -> str:
     records: Mapping[str, int] = budget.plan["records"]
     site = min(records, key=lambda name: records[name])
-    limit = f"1/{records[site]} = {1 / records[site]:.2g}"
-    return f"The smallest site, {site}, has {records[site]} records: delta should lie well below {limit}."
+    size, limit = counted(records[site], "record"), f"1/{records[site]} = {1 / records[site]:.2g}"
+    return f"The smallest site, {site}, has {size}: delta should lie well below {limit}."
 
 
 def _gaps(budget: Budget) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from fedfair.errors import counted
 from fedfair.report._budget import Budget, Setting
 from fedfair.report._results import FEWEST_SEEDS
 
@@ -53,9 +54,8 @@ def _useless(budget: Budget, settings: Sequence[Setting]) -> str:
         own = [s for s in settings if s.epsilon == epsilon]
         found = [f"{s.arm} {s.method} ({', '.join(why)})" for s in own if (why := _reasons(budget, s))]
         if found:
-            phrases.append(
-                f"at epsilon {epsilon:g} in {len(found)} of {len(own)} settings: {', '.join(found)}"
-            )
+            share = f"{len(found)} of {counted(len(own), 'setting')}"
+            phrases.append(f"at epsilon {epsilon:g} in {share}: {', '.join(found)}")
     return "; ".join(phrases)
 
 

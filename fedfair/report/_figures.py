@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from fedfair.report._absent import present, shown
 from fedfair.report._load import Experiment, Run
 from fedfair.report._results import number
 
@@ -145,7 +146,9 @@ def coefficients(experiment: Experiment, arm: str) -> str | None:
     rounds, values = mean_coefficients(experiment, arm)
     if not rounds.size or np.allclose(values, 1.0):
         return None
-    labels, groups = _block_labels(experiment), experiment.groups
+    labels, groups = _block_labels(experiment), shown(experiment, experiment.attribute)
+    there = np.tile(present(experiment, experiment.attribute), len(labels))
+    values = values[there]
     figure = Figure(figsize=(8.8, 1.1 + 0.2 * len(values)), layout="constrained")
     axes = figure.subplots()
     axes.grid(visible=False)

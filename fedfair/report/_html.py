@@ -11,8 +11,10 @@ import numpy as np
 import yaml
 
 from fedfair.data.schema import UNKNOWN
+from fedfair.errors import counted
 from fedfair.metrics import auc_bound
 from fedfair.report import _privacy, _rounds, _sums, _tables
+from fedfair.report._absent import absent, shown
 from fedfair.report._load import Experiment, load
 from fedfair.report._macros import MACROS
 from fedfair.report._privacy_page import PRIVACY
@@ -59,6 +61,7 @@ def render(experiment: Experiment) -> str:
         "percent": percent_text,
         "moment": moment_text,
         "epsilon": epsilon_text,
+        "counted": counted,
     }
     return environment.get_template("page").render(_context(experiment)).strip() + "\n"
 
@@ -72,7 +75,8 @@ def _context(experiment: Experiment) -> dict[str, Any]:
         "x": experiment,
         "style": STYLE,
         "binary": len(experiment.schema["classes"]) == 2,
-        "groups": experiment.groups,
+        "groups": shown(experiment, experiment.attribute),
+        "absent": absent(experiment, experiment.attribute),
         "masked": any(UNKNOWN in groups for groups in experiment.attributes.values()),
         "seed_counts": seed_counts,
         "many": max(seed_counts) > 1,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fedfair.data.crossing import group_names, known
-from fedfair.errors import RunError
+from fedfair.errors import RunError, counted
 from fedfair.report._evaluation import Evaluation, load_evaluation, metrics_of
 from fedfair.uploads import ALL
 
@@ -211,7 +211,7 @@ class Experiment:
             return "no results"
         if run.last_round < self.rounds and (run.capped or not run.stopped):
             cap = ", where it reached its privacy cap" if run.capped else ""
-            return f"{run.last_round} of {self.rounds} rounds{cap}"
+            return f"{run.last_round} of {counted(self.rounds, 'round')}{cap}"
         return "" if run.evaluation or self.untested else "no final evaluation"
 
 

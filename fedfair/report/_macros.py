@@ -17,6 +17,10 @@ MACROS = """
 {%- macro value(v) -%}
 <td{% if v != v %} class="none"{% endif %}>{{ v|number }}</td>
 {%- endmacro -%}
+{%- macro without(names) -%}
+{%- if names %}<p class="note">No {{ "training or test " if x.validated }}records: {{ names|join(", ") }}.
+No figure here says anything of them.</p>{% endif -%}
+{%- endmacro -%}
 {%- macro changes(words, items) -%}
 {%- if items -%}<li><b>{{ words }}</b>
 {% for m, e in items %}{{ m.label }} ({{ e.value|signed }}, 95% interval {{ e.low|signed }} to {#-#}

@@ -65,8 +65,8 @@ multiplier is the standard deviation of the noise over the most that one
 {% for site, entries in privacy.ledgers.items() %}
 <tr><th scope="row">{{ site }}</th>
 {% for entry in entries %}
-{% if entry %}<td>{{ entry.epsilon|epsilon }} ({{ entry.steps }} steps, {{ entry.runs }}
-run{{ "s" if entry.runs != 1 }})</td>{% else %}<td class="none">none</td>{% endif %}
+{% if entry %}<td>{{ entry.epsilon|epsilon }} ({{ entry.steps|counted("step") }},
+{{ entry.runs|counted("run") }})</td>{% else %}<td class="none">none</td>{% endif %}
 {% endfor %}</tr>
 {% endfor %}
 </tbody></table></div>

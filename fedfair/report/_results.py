@@ -10,6 +10,7 @@ import numpy as np
 
 from fedfair.bootstrap import Interval, metric_intervals
 from fedfair.data.crossing import axes, known
+from fedfair.errors import counted
 from fedfair.report._load import Experiment, Record
 from fedfair.seeding import numpy_generator
 from fedfair.signals import Signals
@@ -201,7 +202,7 @@ def _verdict(versus: str, by_metric: dict[str, Difference]) -> Verdict:
     seeds = max(difference.estimate.seeds for difference in by_metric.values())
     if seeds == 0:
         return Verdict(versus, remark="No seed has a known metric of both, so nothing can be compared.")
-    heading = f"{versus}, over {seeds} seed{'s' if seeds > 1 else ''}"
+    heading = f"{versus}, over {counted(seeds, 'seed')}"
     if seeds < FEWEST_SEEDS:
         remark = f"Fewer than {FEWEST_SEEDS} seeds cannot tell a difference from chance; run more seeds."
         return Verdict(heading, remark=remark)

@@ -2,24 +2,25 @@
 
 ROUNDS = """
 {% from "macros" import figure with context %}
-{% set all = "All" if x.schema.sites|length > 1 else "The one" %}
+{% set sites = x.schema.sites|length %}
+{% set all = "The one " ~ place if sites == 1 else "All " ~ sites|counted(place) %}
 <h2>Who took part</h2>
 {% if not rounds.any %}
 <p class="note">No round has ended yet.</p>
 {% elif not (rounds.presence or rounds.failures or rounds.repeated) %}
-<p>{{ all }} {{ x.schema.sites|length }} {{ place }}s took part in all rounds
+<p>{{ all }} took part in {{ "all rounds" if x.rounds > 1 else "the one round" }}
 {{- " of every run" if x.runs|length > 1 }}, and no round had to be repeated.</p>
 {% else %}
 <p>A round is committed with the {{ place }}s that answered in time.
 {% if rounds.presence %}
 A {{ place }} took part in all rounds of a run where it is not shown below.
 {% else %}
-{{ all }} {{ x.schema.sites|length }} {{ place }}s took part in all rounds.
+{{ all }} took part in all rounds.
 {% endif %}</p>
 {% if rounds.presence %}
 {% call figure(rounds.presence, "Who took part, by " ~ place ~ " and round") %}
 {{ place|capitalize }}s that missed a round{% if rounds.left_out %}, in the first runs with any;
-{{ rounds.left_out }} more run{{ "s" if rounds.left_out > 1 }} had some{% endif %}. “Not there”: not connected
+{{ rounds.left_out|counted("more run") }} had some{% endif %}. “Not there”: not connected
 when the round began{% if x.summed %}, or without keys for its sum, which are made one sum before{% endif %}.
 {% endcall %}
 {% endif %}
@@ -35,7 +36,8 @@ when the round began{% if x.summed %}, or without keys for its sum, which are ma
 {% endfor %}
 </tbody></table></div>
 {% if rounds.failures|length > rounds.most %}
-<p class="note">{{ rounds.failures|length - rounds.most }} more stand in the files rounds.jsonl.</p>
+<p class="note">{% set more = rounds.failures|length - rounds.most %}
+{{ more }} more {{ "stands" if more == 1 else "stand" }} in the files rounds.jsonl.</p>
 {% endif %}
 {% endif %}
 {% if rounds.repeated %}

@@ -6,7 +6,7 @@ STYLE = """
 body { margin: 0 auto; padding: 40px 32px 64px; max-width: 1120px; color: var(--ink); background: #fff;
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, "Liberation Sans",
   sans-serif; }
-h1 { font-size: 32px; line-height: 1.2; margin: 4px 0 16px; }
+h1 { font-size: 32px; line-height: 1.2; margin: 4px 0 16px; overflow-wrap: anywhere; }
 h2 { font-size: 21px; margin: 48px 0 8px; padding-top: 14px; border-top: 1px solid var(--line); }
 h3 { font-size: 16px; margin: 24px 0 6px; }
 p, ul { max-width: 80ch; margin: 8px 0 14px; }
@@ -24,7 +24,7 @@ table { border-collapse: collapse; min-width: 60%; margin: 10px 0 18px; font-siz
   font-variant-numeric: tabular-nums; }
 caption { text-align: left; padding-bottom: 6px; }
 th, td { padding: 7px 0 7px 22px; text-align: right; vertical-align: baseline; white-space: nowrap; }
-th { font-weight: 600; white-space: normal; }
+th { font-weight: 600; }
 thead th { border-bottom: 1.5px solid var(--ink); vertical-align: bottom; }
 th[scope=row], th.first { text-align: left; } tr > :first-child { padding-left: 0; }
 tbody tr { border-bottom: 1px solid var(--line); } tbody tr.inner { border-bottom-color: #eaeef2; }
@@ -44,7 +44,8 @@ dt { color: var(--muted); } dd { margin: 0; overflow-wrap: anywhere; }
   @page { size: A4; margin: 14mm; }
   body { padding: 0; max-width: none; font-size: 10.5pt; } h1 { font-size: 20pt; } h2 { font-size: 13pt; }
   table { font-size: 9pt; } td small, th small, .note, caption, figcaption { font-size: 8.5pt; }
-  th, td { padding-left: 10px; } pre { font-size: 8pt; } .scroll { overflow: visible; }
+  th, td { padding-left: 10px; } thead th { white-space: normal; }
+  pre { font-size: 8pt; } .scroll { overflow: visible; }
   h2, h3, caption { break-after: avoid; } table, tr, figure, .banner, .verdict { break-inside: avoid; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 }

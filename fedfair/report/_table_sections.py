@@ -1,7 +1,7 @@
 """The tables by group, by site and of patients, as a Jinja template."""
 
 TABLES = """
-{% from "macros" import count, estimate, noise, value with context %}
+{% from "macros" import count, estimate, noise, value, without with context %}
 {% macro whose(site) %}{{ "all " ~ place ~ "s" if x.summed else site }}{% endmacro %}
 <h2>By group</h2>
 {% for table in group_tables %}
@@ -31,6 +31,7 @@ TABLES = """
 {{- value(cell.metrics.false_positive_rate) }}{{ value(cell.metrics.selection_rate) }}</tr>
 {% endfor %}{% endfor %}
 </tbody></table></div>
+{{ without(table.absent) }}
 {% else %}
 <p class="note">No final evaluation yet.</p>
 {% endif %}
@@ -85,6 +86,7 @@ below “all records”, part of the AUC comes from {{ place }}s that differ in 
 {% endfor %}</tr>
 {% endfor %}{% endfor %}
 </tbody></table></div>
+{{ without(absent) }}
 <div class="scroll"><table>
 <caption>{{ "Records" if totals.train else "Test records" }} that have each modality, of all
 {{- "" if totals.train else " test" }} records{{ "" if x.summed else " of the " ~ place }}.</caption>

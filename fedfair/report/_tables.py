@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from fedfair.assessment import GroupMetrics, assess, kept_groups
 from fedfair.data.crossing import axes, group_names, pairs
 from fedfair.metrics import within_site_auc
+from fedfair.report._absent import absent, present
 from fedfair.report._evaluation import Evaluation
 from fedfair.report._load import Experiment
 from fedfair.report._results import Estimate, level_over_seeds, number, resampled
@@ -41,11 +42,12 @@ class GroupRow:
 
 @dataclass(frozen=True)
 class GroupTable:
-    """One attribute."""
+    """One attribute; `absent` names the groups without any record, which have no row."""
 
     attribute: str
     modulated: bool
     rows: Sequence[GroupRow]
+    absent: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class SiteRow:
 
 @dataclass(frozen=True)
 class PatientRow:
-    """One site, or all: training and test records [G, C] by modulated group and class.
+    """One site, or all: training and test records [G, C] by modulated group with records, and by class.
 
     `train` is None if nobody may know it.
     """
@@ -92,6 +94,7 @@ def group_tables(experiment: Experiment) -> list[GroupTable]:
             attribute,
             attribute == experiment.attribute,
             _group_rows(experiment, attribute) if experiment.evaluations else [],
+            absent(experiment, attribute),
         )
         for attribute in wanted
     ]
@@ -103,10 +106,11 @@ def _group_rows(experiment: Experiment, attribute: str) -> list[GroupRow]:
         for arm, evaluation in experiment.evaluations.items()
     }
     groups = group_names(experiment.attributes, attribute)
-    some = next(iter(columns.values()))
+    some, there = next(iter(columns.values())), present(experiment, attribute)
     return [
         GroupRow(name, _whole(own.counts), own.count_sd, [cells[g] for cells in columns.values()])
         for g, (name, own) in enumerate(zip(groups, (cell.metrics for cell in some), strict=True))
+        if there[g]
     ]
 
 
@@ -212,8 +216,9 @@ def patient_rows(experiment: Experiment) -> list[PatientRow]:
 
 
 def _by_group(experiment: Experiment, counts: Array) -> Array:
-    """Return [K, G, C] by modulated attribute from [K, cells, C]."""
-    return kept_groups(counts, experiment.cells, axes(experiment.attributes, experiment.attribute))
+    """Return [K, G, C] by those groups of the modulated attribute that have records, from [K, cells, C]."""
+    by_group = kept_groups(counts, experiment.cells, axes(experiment.attributes, experiment.attribute))
+    return by_group[:, present(experiment, experiment.attribute)]
 
 
 def coverage_rows(experiment: Experiment) -> list[CoverageRow]:

@@ -1,7 +1,7 @@
 """The page, as a Jinja template: a Flower bundle carries Python files but no templates."""
 
 PAGE = """
-{% from "macros" import changes, estimate, figure with context %}
+{% from "macros" import changes, estimate, figure, without with context %}
 {% set place = "site" if x.synthetic else "hospital" %}
 <!DOCTYPE html>
 <html lang="en">
@@ -37,18 +37,19 @@ Only runs that reached round {{ x.rounds }}
 <div class="over">fedfair report · {{ x.created|moment }}</div>
 <h1>{{ x.name }}</h1>
 <p>{{ x.arms|length }} method{{ "s were" if x.arms|length > 1 else " was" }} trained across
-{{ x.schema.sites|length }} {{ "simulated sites" if x.synthetic else "hospitals" }}
+{{ x.schema.sites|length|counted("simulated site" if x.synthetic else "hospital") }}
 ({{ x.schema.sites|join(", ") }})
-{%- if totals.train %} on {{ totals.train }}{{ "" if x.synthetic else " patient" }} records{% endif %}
+{%- if totals.train %} on {{ totals.train|counted("record" if x.synthetic else "patient record") }}{% endif %}
 {%- if totals.test %} and assessed on
-{{ "about " if released }}{{ totals.test }}{{ "" if totals.train else " records" }} that were
-held out{% endif %}: <b>{{ x.baseline }}</b>, the baseline
+{{ "about " if released }}{{ totals.test if totals.train else totals.test|counted("record") }} that
+{{ "was" if totals.test == 1 else "were" }} held out{% endif %}: <b>{{ x.baseline }}</b>, the baseline
 {%- for arm in x.arms[1:] %}, {{ "and " if loop.last }}<b>{{ arm }}</b>{% endfor %}.
-Records never leave their site. {{ x.schema.modalities|length }} modalities
-({{ x.schema.modalities|join(", ") }}) predict {{ x.schema.classes[:-1]|join(", ") }} or
+Records never leave their site. {{ x.schema.modalities|length|counted("modality", "modalities") }}
+({{ x.schema.modalities|join(", ") }}) predict{{ "s" if x.schema.modalities|length == 1 }}
+{{ x.schema.classes[:-1]|join(", ") }} or
 {{ x.schema.classes[-1] }}. The modulated attribute is
-<b>{{ x.attribute }}</b> ({{ groups|join(", ") }}). {{ x.rounds }} rounds, {{ x.seeds|length }}
-seed{{ "s" if x.seeds|length > 1 }}; each seed draws its own split, initial model and order of records.</p>
+<b>{{ x.attribute }}</b> ({{ groups|join(", ") }}). {{ x.rounds|counted("round") }},
+{{ x.seeds|length|counted("seed") }}; each seed draws its own split, initial model and order of records.</p>
 {% if sums %}
 <p><b>Secure aggregation: the server saw sums over sites only.</b> No sum of fewer than
 {{ sums.rule.fewest }} {{ place }}s is opened.
@@ -175,6 +176,7 @@ The single-modality heads only measure: they do not train the encoders.
 {% endif %}
 {% endcall %}
 {% endfor %}
+{{ without(absent) }}
 {% endif %}
 {% if unimodal %}
 <h2>Each modality alone</h2>
@@ -191,8 +193,9 @@ lowest and the highest.
 above {{ rate_limit }}, and whatever is divided by a total below twice its own noise, is not estimable. Gaps
 between groups come out larger under noise than they are.</li>
 {% endif %}
-<li><b>Not estimable (n.e.)</b>: an AUC from fewer than {{ x.min_count }} records of a class, or a rate from
-fewer than {{ x.min_count }} records, is not shown. Such a group is left out of every metric over groups.</li>
+<li><b>Not estimable (n.e.)</b>: an AUC from fewer than {{ x.min_count|counted("record") }} of a class, or a
+rate from fewer than {{ x.min_count|counted("record") }}, is not shown. Such a group is left out of every
+metric over groups.</li>
 {% if x.summed %}
 <li>Nothing is known of a single {{ place }}, nor of pairs of records within one: whether part of the AUC
 comes from {{ place }}s that differ in prevalence cannot be told.</li>

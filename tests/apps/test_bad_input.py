@@ -16,10 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from flwr.app import Context, Message
 
+from client.app import app as client_app
 from fedfair.cli import main
 from fedfair.config import load
-from tests.apps.runs import HEART, rounds
+from fedfair.errors import DataError, RunError
+from tests.apps.runs import HEART, rounds, run
 
 Row = dict[str, Any]
 OPTIONS = {
@@ -83,6 +86,11 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     [
         ("round=3", "`round` is not a known key; did you mean `rounds`?"),
         ("training.lerning_rate=3", "did you mean `learning_rate`?"),
+        (
+            "training.recombination=2",
+            "`training.recombination` is not a known key; it belongs elsewhere, did you mean "
+            "`server.recombination`?",
+        ),
         ("model.options.hiden=[3]", "did you mean `hidden`?"),
         ("method.name=dualmimo", "did you mean `dual_mimo`?"),
         ("method.muu=1", "`method.muu` is not a known key; did you mean `mu`?"),
@@ -170,6 +178,85 @@ def test_odd_sites_take_part(rows: list[Row], method: str) -> None:
     arguments = ["simulate", str(config), "--output", "out", "--set", f"method.name={method}"]
     assert main([*arguments, "--set", "rounds=3"]) == 0
     assert len(rounds(Path("out/seed-0") / method)) == 4
+
+
+def test_the_site_with_the_bad_record_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    """The number of a node would say nothing: it is Flower's own, and drawn at random in its engine."""
+    config = write(change("sex", "X", lambda r: r["hospital"] == "B"))
+    told = refused(capsys, config)
+    assert told.endswith("ready, B is not: `sex` must be one of 'F', 'M', got another value in row 2")
+
+
+def test_so_is_one_that_fails_in_a_secure_sum(capsys: pytest.CaptureFixture[str]) -> None:
+    config = write(change("sex", "X", lambda r: r["hospital"] == "B"))
+    assert main(["simulate", str(config), "--set", "secure.enabled=true"]) == 1
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert "the first failure: B: site B failed with DataError" in told
+
+
+def test_a_hospitals_node_tells_the_text_of_its_error_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node with a name of its own raises, as every node did before virtual ones said who they are."""
+    raised: list[str] = []
+
+    def hospital(message: Message, context: Context) -> Message:
+        context.node_config = {"site": "ABC"[context.node_id - 2]}
+        try:
+            return client_app(message, context)
+        except DataError as error:
+            raised.append(str(error))
+            raise
+
+    monkeypatch.setattr("tests.apps.runs.client_app", hospital)
+    config = write(change("sex", "X", lambda r: r["hospital"] == "B"))
+    with pytest.raises(RunError, match=r"ready, node 3 is not: `sex` must be one of 'F', 'M', got another"):
+        run(tmp_path / "out", (), sites=3, config=config.resolve())
+    assert len(raised) == 1
+
+
+ONE_SENTENCE: list[tuple[str, str]] = [
+    (
+        "simulate c.yaml --seeds 0",
+        "fedfair simulate: `--seeds` must be a whole number of at least 1, got '0' "
+        "(see `fedfair simulate --help`)",
+    ),
+    ("simulate c.yaml --seeds two", "`--seeds` must be a whole number of at least 1, got 'two'"),
+    ("simulate c.yaml --workers -1", "`--workers` must be a whole number of at least 0, got '-1'"),
+    ("data phantom --ceiling --seed 1.5", "fedfair data phantom: `--seed` must be a whole number, got '1.5'"),
+    (
+        "simulate c.yaml --sedes 2",
+        "fedfair simulate: `--sedes` is not a known option (see `fedfair simulate --help`); "
+        "did you mean `--seeds`?",
+    ),
+    ("--zzz simulate c.yaml", "fedfair: `--zzz` is not a known option (see `fedfair --help`)"),
+    ("simulate c.yaml d.yaml", "fedfair simulate: 'd.yaml' is one argument too many"),
+    ("simulate c.yaml --seeds", "`--seeds` must be followed by a value, got none"),
+    ("simulate c.yaml --seed 1", "did you mean `--seeds`?"),
+    ("simulate c.yaml --resume=1", "`--resume` takes no value, got '1'"),
+    ("simulate", "fedfair simulate: config must be given (see `fedfair simulate --help`)"),
+    ("submit c.yaml", "fedfair submit: --federation must be given"),
+    ("simulate c.yaml --engine flow", "`--engine` must be one of ['in-process', 'flower'], got 'flow'"),
+    ("simulat c.yaml", "; did you mean `simulate`?"),
+    ("audit veryfy", "fedfair audit: `COMMAND` must be one of ['verify', 'show'], got 'veryfy'"),
+    ("", "fedfair: COMMAND must be given (see `fedfair --help`)"),
+    ("data phantom", "one of --out --ceiling must be given"),
+    ("data phantom --out a --ceiling", "`--ceiling` must not stand beside `--out`"),
+]
+
+
+@pytest.mark.parametrize(("line", "words"), ONE_SENTENCE, ids=[line or "nothing" for line, _ in ONE_SENTENCE])
+def test_arguments_are_refused_in_one_sentence(
+    capsys: pytest.CaptureFixture[str], line: str, words: str
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(line.split())
+    assert stop.value.code == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.count("\n") == 1
+    assert told.err.startswith("fedfair")
+    assert words in told.err
 
 
 def test_one_file_for_all_sites_is_not_split_by_guessing(capsys: pytest.CaptureFixture[str]) -> None:
@@ -286,10 +373,10 @@ def test_what_the_system_refuses_is_one_sentence(
 def test_a_group_without_records_is_refused_where_it_is_modulated_only(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    small = ["patients=60", "size=16", "slices=1", "attributes=[race, marital]"]
+    small = ["patients=60", "size=16", "slices=1", "attributes=[race, maritalstatus]"]
     arguments = ["simulate", str(HEART.parent / "phantom_noisy_group.yaml"), "--output", "out"]
     for value in ("rounds=1", "report.resamples=5", *(f"data.options.{each}" for each in small)):
         arguments += ["--set", value]
-    assert main([*arguments, "--set", "data.attribute=marital"]) == 1
+    assert main([*arguments, "--set", "data.attribute=maritalstatus"]) == 1
     assert "modulate another attribute" in capsys.readouterr().err
     assert main(arguments) == 0

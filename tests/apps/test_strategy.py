@@ -185,7 +185,7 @@ def test_a_site_that_comes_later_takes_part_from_then_on(
 
 def test_too_few_records_of_a_group_keep_a_round_from_being_committed(tmp_path: Path) -> None:
     overrides = [*SHORT, "server.min_group_records=5000", "server.attempts=1"]
-    with pytest.raises(RunError, match="group 'female' must have at least 5000 training records"):
+    with pytest.raises(RunError, match="in 1 attempt: group 'female' must have at least 5000 training"):
         run(tmp_path / "run", overrides)
 
 

@@ -16,7 +16,7 @@ from fedfair import wire
 from fedfair.budget import site_ledger
 from fedfair.coefficients import Coefficients, FairnessTerm, LossTerms
 from fedfair.config import Config, apply, parse
-from fedfair.data.encode import public_moments
+from fedfair.data.moments import public_moments
 from fedfair.data.schema import Schema, SiteRecords
 from fedfair.privacy.edge import Declaration
 from fedfair.privacy.site import PrivateSite

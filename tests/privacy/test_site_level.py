@@ -12,7 +12,7 @@ import pytest
 
 from fedfair.budget import server_ledger
 from fedfair.config import Config
-from fedfair.data.encode import public_moments
+from fedfair.data.moments import public_moments
 from fedfair.data.schema import SiteRecords
 from fedfair.errors import PrivacyBudgetExhausted
 from fedfair.local import SiteUpdate

@@ -83,6 +83,15 @@ def test_an_empty_section_is_the_default(section: str) -> None:
     ("plain", "message"),
     [
         ({"round": 3}, "`round` is not a known key; did you mean `rounds`"),
+        ({"training": {"recombination": 2}}, "it belongs elsewhere, did you mean `server.recombination`\\?$"),
+        ({"training": {"rounds": 2}}, "`training.rounds` .* elsewhere, did you mean `rounds`\\?$"),
+        ({"report": {"mu": 2}}, "`report.mu` is not .* elsewhere, did you mean `method.mu`\\?$"),
+        ({"patience": 2}, "`patience` is not a known key; it .* did you mean `server.patience`\\?$"),
+        ({"method": {"name": "mimo", "seed": 1}}, "`method.seed` is not .*, did you mean `seed`\\?$"),
+        (
+            {"report": {"noise_multiplier": 2}},
+            "did you mean `privacy.noise_multiplier` or `privacy.statistics.noise_multiplier`\\?$",
+        ),
         ({"training": {"learning_rat": 1.0}}, "`training.learning_rat`.*did you mean `learning_rate`"),
         ({"method": {"name": "mimo", "penalti": 1.0}}, "`method.penalti`.*did you mean `penalty`"),
         ({"method": {"name": "fedavg", "mu": 1.0}}, "`method.mu` is not a known key; known here are no keys"),

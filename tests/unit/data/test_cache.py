@@ -219,10 +219,22 @@ def test_a_full_disk_is_no_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(os, "posix_fallocate", full_disk)
-    check(kept(tmp_path, {"slo": SLO, "oct": OCT})[0])
+    for _ in range(2):
+        check(kept(tmp_path, {"slo": SLO, "oct": OCT})[0])
     assert names(tmp_path) == []
     told = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
-    assert told == ["images are not kept on the disk: No space left on device"] * 2
+    assert told == ["images are not kept on the disk: No space left on device"]
+
+
+def test_each_folder_and_each_cause_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o755)
+    (tmp_path / "file").write_text("")
+    for place in ("file", "open", "file", "open", "file/deep"):
+        check(kept(tmp_path / place)[0])
+    told = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert len(told) == 3
+    assert told[0] != told[1]
 
 
 def test_a_disk_that_fills_up_at_the_end_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

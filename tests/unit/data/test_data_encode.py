@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,9 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from sklearn.preprocessing import StandardScaler
 
-from fedfair.data.encode import add_feature_sums, cells, encode, feature_sums, moments, num_cells, to_batch
+from fedfair.data.encode import cells, num_cells, to_batch
 from fedfair.data.heart import heart
+from fedfair.data.moments import add_feature_sums, feature_sums, moments
 from fedfair.data.schema import (
     ArrayModality,
     Column,
@@ -49,6 +51,13 @@ def site() -> SiteRecords:
     )
 
 
+def encoded(
+    records: SiteRecords, schema: Schema, means: Mapping[str, NDArray[np.float64]]
+) -> tuple[Mapping[str, torch.Tensor], torch.Tensor]:
+    batch = to_batch(records, schema, means, np.zeros(len(records), np.int64))
+    return batch.modalities, batch.present
+
+
 def one_column(values: NDArray[np.float32], names: int = 1) -> tuple[SiteRecords, Schema]:
     schema = Schema(
         {"t": TableModality(tuple(Column(f"c{j}") for j in range(names)))}, ("0", "1"), {}, ("A",)
@@ -76,7 +85,7 @@ def brute_force(
 
 
 def test_a_hand_written_example() -> None:
-    inputs, present = encode(site(), SCHEMA, moments(feature_sums(site(), SCHEMA)))
+    inputs, present = encoded(site(), SCHEMA, moments(feature_sums(site(), SCHEMA)))
     # a: mean 2, sd 1; b: mean 20, sd 10.
     expected = [
         [-1, 1, 1, 0, 0, -1, 1],
@@ -105,7 +114,7 @@ def test_heart_equals_the_loop(name: str) -> None:
     adapter = heart()
     records = adapter.load(name)
     moment = moments(feature_sums(adapter.load("Cleveland"), adapter.schema))
-    inputs, present = encode(records, adapter.schema, moment)
+    inputs, present = encoded(records, adapter.schema, moment)
     for m, (modality, kind) in enumerate(adapter.schema.modalities.items()):
         expected = torch.tensor(brute_force(records, modality, kind, moment[modality]), dtype=torch.float64)
         # Both round one float64 quotient to float32: relative 6e-8, values below 10.
@@ -181,13 +190,13 @@ def test_a_column_nobody_observed_stays_finite() -> None:
     records, schema = one_column(np.float32([[NAN, 1], [NAN, 2]]), 2)
     result = moments(feature_sums(records, schema))
     assert result["t"][:, 0].tolist() == [0.0, 1.0]
-    inputs, _ = encode(records, schema, result)
+    inputs, _ = encoded(records, schema, result)
     assert inputs["t"][:, :2].tolist() == [[0, 0], [0, 0]]
 
 
 def test_no_records_encode_to_empty_tensors() -> None:
     empty = site().select(np.zeros(0, np.int64))
-    inputs, present = encode(empty, SCHEMA, moments(feature_sums(site(), SCHEMA)))
+    inputs, present = encoded(empty, SCHEMA, moments(feature_sums(site(), SCHEMA)))
     assert inputs["image"].shape == (0, 2, 2)
     assert inputs["table"].shape == (0, 7)
     assert present.shape == (0, 3)
@@ -252,11 +261,11 @@ def changed(name: str, value: object, at: tuple[int, ...] | None) -> SiteRecords
         ("table", np.zeros((3, 3), np.float32), None, ShapeError, r"`table` must be \[4, 3\], got \[3, 3\]"),
         ("image", None, None, ShapeError, r"`image` must be \[4, 2, 2\], got None"),
         ("table", np.inf, (0, 0), DataError, r"`table` must be finite or NaN, got 1 infinite"),
-        ("table", 3, (0, 1), DataError, r"`kind` must be an index in 0 .. 2 or NaN, got 1 other values"),
-        ("table", 0.5, (0, 1), DataError, r"`kind` must be an index in 0 .. 2 or NaN, got 1 other values"),
+        ("table", 3, (0, 1), DataError, r"`kind` must be an index in 0 .. 2 or NaN, got 1 other value"),
+        ("table", 0.5, (0, 1), DataError, r"`kind` must be an index in 0 .. 2 or NaN, got 1 other value"),
         ("image", NAN, (0, 1, 1), DataError, r"`image` must be NaN nowhere or everywhere in a record, got 1"),
-        ("labels", 2, (0,), DataError, r"`labels` must be in 0 .. 1, got 1 other values"),
-        ("sex", -1, (0,), DataError, r"`sex` must be in 0 .. 1, got 1 other values"),
+        ("labels", 2, (0,), DataError, r"`labels` must be in 0 .. 1, got 1 other value"),
+        ("sex", -1, (0,), DataError, r"`sex` must be in 0 .. 1, got 1 other value"),
         ("age", np.zeros(3, np.int64), None, ShapeError, r"`age` must be \[4\], got \[3\]"),
     ],
 )
@@ -274,9 +283,9 @@ def test_groups_and_moments_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ShapeError, match=r"`groups` must be \[4\], got \[3\]"):
         to_batch(site(), SCHEMA, moment, np.zeros(3, np.int64))
     with pytest.raises(ShapeError, match=r"`moments` of table must be \[2, 2\], got None"):
-        encode(site(), SCHEMA, {"codes": moment["codes"]})
+        encoded(site(), SCHEMA, {"codes": moment["codes"]})
     with pytest.raises(ShapeError, match=r"`moments` of table must be \[2, 2\], got \[2, 1\]"):
-        encode(site(), SCHEMA, {**moment, "table": moment["table"][:, :1]})
+        encoded(site(), SCHEMA, {**moment, "table": moment["table"][:, :1]})
 
 
 def test_sums_that_do_not_fit_are_refused() -> None:
@@ -301,7 +310,7 @@ def only(modality: Modality, raw: NDArray[np.float32]) -> tuple[SiteRecords, Sch
 
 def test_words_become_whole_numbers_with_zeros_after_the_last() -> None:
     records, schema = only(TextModality(3, 10), np.float32([[9, 1, NAN], [NAN, NAN, NAN], [2, 2, 2]]))
-    inputs, present = encode(records, schema, {})
+    inputs, present = encoded(records, schema, {})
     assert inputs["m"].dtype == torch.int64
     assert inputs["m"].tolist() == [[9, 1, 0], [0, 0, 0], [2, 2, 2]]
     assert present[:, 0].tolist() == [True, False, True]
@@ -310,24 +319,24 @@ def test_words_become_whole_numbers_with_zeros_after_the_last() -> None:
 @pytest.mark.parametrize(
     ("raw", "why"),
     [
-        ([10, 1, NAN], "1 .. 9 or NaN, got 1 others"),
+        ([10, 1, NAN], "1 .. 9 or NaN, got 1 other"),
         ([0, 1, 1.5], "got 2 others"),
-        ([1, NAN, 1], "gaps in 1 records"),
+        ([1, NAN, 1], "gaps in 1 record"),
     ],
 )
 def test_what_is_no_text_is_refused(raw: list[float], why: str) -> None:
     records, schema = only(TextModality(3, 10), np.float32([raw, [1, NAN, NAN]]))
     with pytest.raises(DataError, match=why):
-        encode(records, schema, {})
+        encoded(records, schema, {})
 
 
 def test_a_volume_has_as_many_slices_as_a_record_has() -> None:
     raw = np.ones((3, 4, 2, 2), np.float32)
     raw[1, 2:], raw[2] = NAN, NAN
     records, schema = only(VolumeModality((4, 2, 2)), raw)
-    inputs, present = encode(records, schema, {})
+    inputs, present = encoded(records, schema, {})
     assert inputs["m"].sum((2, 3)).tolist() == [[4, 4, 4, 4], [4, 4, 0, 0], [0, 0, 0, 0]]
     assert present[:, 0].tolist() == [True, True, False]
     raw[0, 3, 1, 1] = NAN
     with pytest.raises(DataError, match="`slices of m` must be NaN nowhere or everywhere"):
-        encode(records, schema, {})
+        encoded(records, schema, {})

@@ -304,7 +304,7 @@ def test_a_table_without_rows_is_refused() -> None:
     [
         (None, r"`data.path` '.*bad.csv' must be a readable file: No such file"),
         (b"", "header and at least one row, got 0 lines"),
-        (b"a,b\n", "header and at least one row, got 1 lines"),
+        (b"a,b\n", "header and at least one row, got 1 line"),
         (b"a,b\n1\n", "must have 2 cells in row 1, got 1"),
         (b"a,b\n1,2\n1,2,secret\n", "must have 2 cells in row 2, got 3"),
         (

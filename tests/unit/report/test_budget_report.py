@@ -263,6 +263,15 @@ def test_one_seed_has_no_interval_and_says_so(tmp_path: Path) -> None:
     assert "in one run" in text
 
 
+def test_one_run_at_one_setting_is_told_in_the_singular(tmp_path: Path) -> None:
+    folder = write(
+        tmp_path / "x", (8,), ["dual_mimo"], ["gated"], seeds=[0], records={"Cleveland": 1}, pairs=[]
+    )
+    text = markdown(load_budget(folder))
+    assert "1 of 1 planned run (1 setting, seeds: 1) is behind these figures" in text
+    assert "The smallest site, Cleveland, has 1 record: delta should lie well below 1/1" in text
+
+
 def test_failed_and_missing_runs_are_shown_and_lose_nothing(tmp_path: Path) -> None:
     folder = write(tmp_path / "x", (math.inf, 8), ["dual_mimo"])
     cells = folder / "cells" / "gated-dual_mimo-eps8"

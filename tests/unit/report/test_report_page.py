@@ -14,6 +14,8 @@ from fedfair.metrics import auc_bound
 from fedfair.report import comparison_table, write_report
 from fedfair.report._load import load
 from fedfair.report._results import differences, headline
+from fedfair.report._style import STYLE
+from fedfair.report._table_sections import TABLES
 
 Writer = Callable[..., Path]
 
@@ -83,6 +85,38 @@ def test_page_shows_the_numbers_of_the_records(folder: Path) -> None:
         assert text in page
     assert "fedfair simulate configs/heart.yaml" in page
     assert "group_min: 10" in page
+
+
+def test_a_count_of_one_has_a_singular_noun(tmp_path: Path, write_experiment: Writer) -> None:
+    folder = write_experiment(
+        tmp_path / "one",
+        seeds=[0],
+        arms=["fedavg"],
+        rounds=1,
+        every=1,
+        config={"report": {"bins": 64, "group_min": 1, "resamples": 1}},
+    )
+    for page in (outline(folder)[0], comparison_table(folder)):
+        # No unit of a figure in one of the page's drawings, nor the end of a decimal number.
+        assert not re.findall(
+            r"(?<![\d.])1 (?:\w+ )?(?:rounds|seeds|records|runs|sites|hospitals|bins)\b", page
+        )
+    assert "from fewer than 1 record of a class" in " ".join(outline(folder)[0].split())
+
+
+def test_no_name_breaks_at_its_hyphens_on_a_screen() -> None:
+    """A browser breaks lines after a hyphen unless it is told not to; wide tables scroll in a box."""
+    screen = STYLE.partition("@media print")[0]
+    rules = [
+        (name.strip(), body)
+        for selector, body in re.findall(r"([^{}]+)\{([^{}]*)\}", screen)
+        for name in selector.split(",")
+    ]
+    assert [name for name, body in rules if "white-space: nowrap" in body] == ["th", "td"]
+    assert {name for name, body in rules if "white-space: normal" in body} == {"td.said"}
+    assert [name for name, body in rules if "overflow-x: auto" in body] == [".scroll"]
+    assert "h1" in {name for name, body in rules if "overflow-wrap: anywhere" in body}
+    assert len(re.findall("<table", TABLES)) == len(re.findall(r'<div class="scroll"><table', TABLES))
 
 
 def test_same_folder_gives_the_same_page(folder: Path) -> None:

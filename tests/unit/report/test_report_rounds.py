@@ -96,6 +96,17 @@ def test_one_run_says_nothing_of_other_runs(tmp_path: Path, write_experiment: Wr
     assert "All 4 hospitals took part in all rounds, and no round had to be repeated." in page
 
 
+def test_one_round_is_not_several(tmp_path: Path, write_experiment: Writer) -> None:
+    folder = write_experiment(tmp_path / "one", seeds=[0], arms=["fedavg"], rounds=1, every=1)
+    page = page_of(folder)
+    assert "The modulated attribute is <b>sex</b> (female, male). 1 round, 1 seed; each seed" in page
+    assert "All 4 hospitals took part in the one round, and no round had to be repeated." in page
+    run = folder / "seed-0" / "fedavg"
+    (run / "rounds.jsonl").write_text((run / "rounds.jsonl").read_text().splitlines(keepends=True)[0])
+    (run / "evaluation.npz").unlink()
+    assert load(folder).gaps() == ["seed 0, fedavg: 0 of 1 round"]
+
+
 def test_a_run_without_a_round_says_so(small: Path) -> None:
     for run in small.glob("seed-0/*"):
         first = (run / "rounds.jsonl").read_text().splitlines(keepends=True)[0]
@@ -194,7 +205,7 @@ def test_a_run_that_stopped_by_itself_is_whole(small: Path) -> None:
     lines = (run / "rounds.jsonl").read_text().splitlines(keepends=True)
     (run / "rounds.jsonl").write_text("".join(lines[:3]))
     assert load(small).gaps() == ["seed 0, dual_mimo: 2 of 3 rounds"]
-    tell(run, stopped="`train_loss` did not improve for 1 rounds", monitor="train_loss", best_round=2)
+    tell(run, stopped="`train_loss` did not improve for 1 round", monitor="train_loss", best_round=2)
     experiment = load(small)
     assert experiment.gaps() == []
     assert (

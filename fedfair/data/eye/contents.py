@@ -13,7 +13,8 @@ from zipfile import ZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from fedfair.data.cache import Wanted, images, key_of
+from fedfair.data.cache import images, key_of
+from fedfair.data.cache_file import Wanted
 from fedfair.data.eye.aliases import UNKNOWN
 from fedfair.data.eye.images import oct_volume, slo_image
 from fedfair.data.eye.index import default_cache

@@ -8,7 +8,8 @@ from collections.abc import Collection
 import numpy as np
 from numpy.typing import NDArray
 
-from fedfair.data.cache import Wanted, as_workers, images, key_of, user_cache
+from fedfair.data.cache import as_workers, images, key_of, user_cache
+from fedfair.data.cache_file import Wanted
 from fedfair.data.checks import check_site
 from fedfair.data.eye.ages import AGE_EDGES, AGE_GROUP, age_groups, as_edges
 from fedfair.data.eye.aliases import GLAUCOMA

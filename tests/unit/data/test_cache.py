@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedfair.data.cache import Wanted, images, key_of, user_cache
+from fedfair.data.cache import images, key_of, user_cache
+from fedfair.data.cache_file import Wanted
 from fedfair.data.pixels import Codes, Pixels
 from fedfair.errors import DataError
 

@@ -54,6 +54,7 @@ LAYERS = (
         "masking",
         "budget",
         "site",
+        "privacy.floor",
         "privacy.policy",
         "privacy.server",
         "privacy.site",

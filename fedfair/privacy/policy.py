@@ -18,17 +18,13 @@ from fedfair.config import Config
 from fedfair.data.schema import Schema
 from fedfair.errors import ConfigError, PrivacyError, counted, nearest
 from fedfair.networks import check_networks, with_networks
+from fedfair.privacy import floor
 from fedfair.privacy import node_settings as read
 from fedfair.privacy.edge import Discreet
 from fedfair.privacy.reticence import Reticent, pathless
 
 OWN_RECORDS = "the site's records"
 FEWEST = 3  # the sum of two sites tells each the other's
-LEAST_RANGE = 2**20
-"""Smallest `secure.bound` and `secure.max_records` at a site with settings: a site that refuses to send
-what is beyond them tells that it has it. Sums of losses and counts of any hospital are below."""
-LARGEST_HELD_OUT = 0.9
-"""Largest fraction that a secure run may hold out: whether any record is left would tell their number."""
 
 
 @dataclass(frozen=True)
@@ -157,21 +153,16 @@ class Policy:
         PrivacyError
             Naming the key of the run.
         """
-        if self.secure_only and not config.secure.enabled:
-            raise PrivacyError("`secure.enabled` must be true, as this site asks, got False")
-        if self.secure_only and config.secure.fewest < self.min_sites:
-            raise PrivacyError(
-                f"`secure.fewest` must be at least {self.min_sites}, as this site asks, "
-                f"got {config.secure.fewest}"
-            )
+        if self.secure_only:
+            floor.check_sums(config, self.min_sites)
         if self.settings is not None:
-            self._check_names(config)
-            self._check_format(config)
-            _check_range(config)
+            floor.check_names(config, self.data, self.allow)
+            floor.check_format(config, self.schema)
+            floor.check_range(config)
         if self.settings or self.weights:
             check_networks(config, self.weights)
         if self.binds:
-            self._check_floor(config)
+            floor.check_privacy(config, self.max_delta, self.min_noise, self.public_test)
 
     def path(self, config: Config) -> str | None:
         """Return where the records of this node are: its own `data`, else what the run says."""
@@ -257,76 +248,3 @@ class Policy:
     def pathless(self) -> contextlib.AbstractContextManager[None]:
         """Return what keeps folders of a site with such settings out of refusals: they are not for others."""
         return pathless(self.weights) if self.settings or self.weights else contextlib.nullcontext()
-
-    def _check_names(self, config: Config) -> None:
-        if self.data is None and config.data.path is not None:
-            raise PrivacyError(
-                f"`data.path` must be left out, the path is the site's to choose, got {config.data.path!r}"
-            )
-        named = {"data": config.data.name, "model": config.model.name, "method": config.method.name}
-        for section, name in named.items():
-            if ":" in name and name not in self.allow:
-                raise PrivacyError(
-                    f"`{section}.name` must be built in or listed in `allow` of the site's settings, "
-                    f"got {name!r}"
-                )
-
-    def _check_format(self, config: Config) -> None:
-        """Refuse another reading of the site's file: by which ones fail, a server could read its cells."""
-        asked = read.format_of(config.data.name, config.data.options)
-        if self.schema is not None and asked != self.schema:
-            raise PrivacyError(
-                "`data.name` and `data.options` must be those of `schema` in the site's settings, got others"
-            )
-
-    def _check_floor(self, config: Config) -> None:
-        privacy = config.privacy
-        delta, noise = privacy.target_delta or 0.0, privacy.noise_multiplier or 0.0
-        for fine, key, wanted, value in (
-            (privacy.mode == "sample", "mode", "sample", privacy.mode),
-            (privacy.not_private is None, "exact and `privacy.noise_seed`", "unset", privacy.not_private),
-            (
-                self.max_delta is None or delta <= self.max_delta,
-                "target_delta",
-                f"{self.max_delta} at most",
-                delta,
-            ),
-            (
-                self.min_noise is None or noise >= self.min_noise,
-                "noise_multiplier",
-                f"{self.min_noise} at least",
-                noise,
-            ),
-            (
-                self.public_test or privacy.evaluation != "exact",
-                "evaluation",
-                "released or none (the node does not say `public-test`)",
-                privacy.evaluation,
-            ),
-        ):
-            if not fine:
-                raise PrivacyError(f"`privacy.{key}` must be {wanted}, as this site asks, got {value!r}")
-
-
-def _check_range(config: Config) -> None:
-    """Refuse numbers by which a site could be asked for its counts: whether it refuses would tell.
-
-    Raises
-    ------
-    PrivacyError
-        Naming the key of the run.
-    """
-    secure, data = config.secure, config.data
-    if not secure.enabled:
-        return
-    for key, value in (("bound", secure.bound), ("max_records", secure.max_records)):
-        if value < LEAST_RANGE:
-            raise PrivacyError(
-                f"`secure.{key}` must be at least {LEAST_RANGE} at a site with settings, got {value:g}"
-            )
-    held_out = {"test_fraction": data.test_fraction, "validation_fraction": data.validation_fraction}
-    for key, value in held_out.items():
-        if value > LARGEST_HELD_OUT:
-            raise PrivacyError(
-                f"`data.{key}` must be at most {LARGEST_HELD_OUT} where sums are secure, got {value:g}"
-            )

@@ -22,8 +22,9 @@ from fedfair.errors import (
     RunError,
     ShapeError,
 )
+from fedfair.privacy.floor import LEAST_RANGE
 from fedfair.privacy.node_settings import KEYS
-from fedfair.privacy.policy import LEAST_RANGE, Policy
+from fedfair.privacy.policy import Policy
 from fedfair.secagg import Field, Layout
 from server.app import app as server_app
 from simulations.grid import InProcessGrid
@@ -170,7 +171,7 @@ def test_what_a_file_names_binds_only_as_a_floor(text: str, binds: bool, tmp_pat
         ),
         ("max_epsilon: 3", "did you mean `max-epsilon`"),
         ("settings: other.yaml", "`settings` of the site's settings is not a known key"),
-        ("x: 3", "`x` of the site's settings is not a known key$"),
+        ("x: 3", "`x` of the site's settings is not a known key; known here are site, data"),
         ("max-epsilon: none", "`max-epsilon` of the node must be a number above 0, got 'none'"),
         ("min-noise: 0", "`min-noise` of the node must be a number above 0, got 0"),
         ("min-records: -1", "`min-records` of the node must be a whole number of at least 0, got -1"),

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from fedfair.batch import MultimodalBatch
+from fedfair.errors import ConfigError
 from fedfair.measure import chunks
 from fedfair.models import FrozenEncoder, MultimodalModel
 from fedfair.stored import StoredBatch
 
 
-@torch.no_grad()
 def precomputed(model: MultimodalModel, records: MultimodalBatch, chunk_size: int) -> MultimodalBatch:
     """Return the records with the features of frozen networks in place of those networks' inputs.
 
@@ -28,6 +28,11 @@ def precomputed(model: MultimodalModel, records: MultimodalBatch, chunk_size: in
         n >= 0 records.
     chunk_size : int
         Records that a network sees at once.
+
+    Raises
+    ------
+    ConfigError
+        If what an encoder precomputes depends on a parameter, which would then never learn.
     """
     frozen = {name: own for name, own in model.encoders.items() if isinstance(own, FrozenEncoder)}
     frozen = {name: own for name, own in frozen.items() if name not in records.precomputed}
@@ -37,13 +42,19 @@ def precomputed(model: MultimodalModel, records: MultimodalBatch, chunk_size: in
     features: dict[str, list[Tensor]] = {name: [] for name in frozen}
     for chunk in chunks(records, chunk_size):
         for name in frozen:
-            features[name].append(model.precompute(name, chunk))
-    found = {name: torch.cat(own) for name, own in features.items()}
+            found = model.precompute(name, chunk)
+            if found.requires_grad:
+                raise ConfigError(
+                    f"`precompute` of encoder {name} must use frozen values alone, got a parameter that "
+                    "learns; register what is frozen as a buffer, or use what learns in `embed`"
+                )
+            features[name].append(found)
+    whole = {name: torch.cat(own) for name, own in features.items()}
     known = records.precomputed | frozen.keys()
     if not isinstance(records, StoredBatch):
-        return dataclasses.replace(records, modalities={**records.modalities, **found}, precomputed=known)
+        return dataclasses.replace(records, modalities={**records.modalities, **whole}, precomputed=known)
     stored = {name: own for name, own in records.stored.items() if name not in frozen}
-    inputs = {**records.modalities, **found}
+    inputs = {**records.modalities, **whole}
     if stored:
         return dataclasses.replace(records, modalities=inputs, stored=stored, precomputed=known)
     inputs = {name: inputs[name] for name in records.order}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -93,7 +94,8 @@ class TrainingConfig(LocalTraining):
         require(self.mode in MODES, "training.mode", f"one of {MODES}", self.mode)
         for name in ("local_epochs", "batch_size", "chunk_size"):
             require(getattr(self, name) >= 1, f"training.{name}", "at least 1", getattr(self, name))
-        require(self.learning_rate > 0, "training.learning_rate", "positive", self.learning_rate)
+        rate = self.learning_rate
+        require(0 < rate < math.inf, "training.learning_rate", "positive and finite", rate)
         require(0 <= self.momentum < 1, "training.momentum", "in [0, 1)", self.momentum)
         require(self.exchanges in (1, 2), "training.exchanges", "1 or 2", self.exchanges)
         require(self.dtype in ("float32", "float64"), "training.dtype", "float32 or float64", self.dtype)
@@ -130,7 +132,8 @@ class ServerConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        require(self.learning_rate > 0, "server.learning_rate", "positive", self.learning_rate)
+        rate = self.learning_rate
+        require(0 < rate < math.inf, "server.learning_rate", "positive and finite", rate)
         require(0 <= self.momentum < 1, "server.momentum", "in [0, 1)", self.momentum)
         for name, least in (("min_sites", 1), ("min_group_records", 0), ("attempts", 1), ("keep", 2)):
             value = getattr(self, name)

@@ -18,6 +18,7 @@ from fedfair.batch import MultimodalBatch
 from fedfair.blocks import ParameterBlocks
 from fedfair.config import Config
 from fedfair.data import DataAdapter
+from fedfair.data.checks import checked_indices
 from fedfair.data.crossing import group_names, memberships
 from fedfair.data.encode import cells, num_cells, observed_modalities, to_batch
 from fedfair.data.moments import feature_sums
@@ -103,6 +104,9 @@ class Site:
     def __init__(self, name: str, config: Config, adapter: DataAdapter) -> None:
         self.name, self.config, self.schema = name, config, adapter.schema
         records = adapter.load(name)
+        # An adapter may be anybody's, and what is wrong with its labels must not be NumPy's to say.
+        checked_indices("labels", records.labels, len(records), len(self.schema.classes))
+        cells(records, self.schema)
         sides = _sides(records, config, name)
         # Under privacy even this would tell of the records, and noise alone is an honest answer.
         if len(sides.train) == 0 and not config.privacy.on:

@@ -11,11 +11,10 @@ import functools
 import itertools
 import math
 import multiprocessing
-import os
-import signal
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
 from typing import Self
 
@@ -27,7 +26,8 @@ from flwr.serverapp import Grid
 # around it must fill; every Flower engine does the same.
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedfair.errors import FedfairError
+from fedfair.errors import FedfairError, RunError
+from fedfair.processes import KILLED, start_worker, starting_workers
 
 _SERVER = 1
 _run_ids = itertools.count(1)
@@ -67,7 +67,7 @@ class InProcessGrid(Grid):
         if workers:
             # Workers must not inherit threads or generators from this process.
             spawn = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(workers, mp_context=spawn, initializer=_start_worker)
+            self._pool = ProcessPoolExecutor(workers, mp_context=spawn, initializer=start_worker)
 
     def __enter__(self) -> Self:
         """Return the grid itself."""
@@ -93,9 +93,18 @@ class InProcessGrid(Grid):
             if self._pool is None:
                 self._jobs[number] = functools.partial(_call, self._client_app, *job)
             else:
-                self._jobs[number] = self._pool.submit(_call_in_worker, *job)
+                self._jobs[number] = self._submitted(*job)
             ids.append(number)
         return ids
+
+    def _submitted(self, message: Message, context: Context) -> Future[tuple[Message, RecordDict]]:
+        if self._pool is None:
+            raise RunError("a grid must have worker processes to submit to, got none")
+        try:
+            with starting_workers():
+                return self._pool.submit(_call_in_worker, message, context)
+        except BrokenProcessPool as error:
+            raise RunError(KILLED) from error
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Return the replies that are ready; an exception in the app becomes an error reply, as in Flower."""
@@ -105,7 +114,10 @@ class InProcessGrid(Grid):
             if isinstance(job, Future):
                 if not job.done():
                     continue
-                reply, state = job.result()
+                try:
+                    reply, state = job.result()
+                except BrokenProcessPool as error:
+                    raise RunError(KILLED) from error
                 # The worker had a copy of the context.
                 self._contexts[reply.metadata.src_node_id].state = state
             else:
@@ -174,12 +186,6 @@ def _call(client_app: ClientApp, message: Message, context: Context) -> Message:
     except Exception as error:
         # The boundary of a site: whatever went wrong there must not end the others' round.
         return Message(Error(_APP_FAILED, f"{type(error).__name__}: {error}"), reply_to=message)
-
-
-def _start_worker() -> None:
-    # Ctrl-C goes to the whole group; the main process stops the workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def _call_in_worker(message: Message, context: Context) -> tuple[Message, RecordDict]:

@@ -5,20 +5,24 @@ from __future__ import annotations
 import contextlib
 import logging
 import multiprocessing
-import os
+import queue
 import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from logging.handlers import QueueHandler, QueueListener
+from logging.handlers import QueueHandler
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Event
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 from flwr.app import Context, Message, RecordDict
 
 from client.app import app as client_app
 from fedfair.errors import FedfairError, RunError
+from fedfair.processes import KILLED, start_worker, starting_workers
 from server.app import app as server_app
 from simulations.grid import InProcessGrid
 from simulations.progress import ROUNDS
@@ -28,6 +32,9 @@ Told = Callable[[Path, str | None], None]
 # Of this worker process.
 _stop: Event | None = None
 _records: Queue[logging.LogRecord] | None = None
+
+
+LAST_WORDS_SECONDS = 10.0
 
 
 class _Stopped(Exception):
@@ -48,6 +55,50 @@ class _Named(QueueHandler):
         return prepared
 
 
+class _News:
+    """Hands the workers' records on to a handler in a thread, and goes on reading if the handler fails.
+
+    Were the records not read, workers would wait for ever to be rid of them.
+    """
+
+    def __init__(self, records: Queue[logging.LogRecord], handler: logging.Handler, stop: Event) -> None:
+        self.failure: Exception | None = None
+        self._records, self._handler, self._stop = records, handler, stop
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._listen, name="fedfair-news", daemon=True)
+
+    def __enter__(self) -> Self:
+        """Begin to listen."""
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Hand on what is left; half a record of a worker that was killed is not waited for."""
+        self._ended.set()
+        self._thread.join(LAST_WORDS_SECONDS)
+
+    def _listen(self) -> None:
+        while True:
+            try:
+                record = self._records.get(timeout=0.1)
+            except queue.Empty:
+                if self._ended.is_set():
+                    return
+                continue
+            if self.failure is None:
+                self._hand_on(record)
+
+    def _hand_on(self, record: logging.LogRecord) -> None:
+        try:
+            self._handler.handle(record)
+        except Exception as error:
+            # Whatever it is, such as a terminal that is gone, it is raised where runs are awaited.
+            self.failure = error
+            self._stop.set()
+
+
 class _StoppableGrid(InProcessGrid):
     """A grid that ends its run between two exchanges, where the checkpoint is whole."""
 
@@ -61,7 +112,7 @@ class _StoppableGrid(InProcessGrid):
 def run_in_pool(
     runs: Mapping[Path, str], sites: int, workers: int, told: Told, news: logging.Handler | None = None
 ) -> bool:
-    """Run what lies prepared in folders; return whether Ctrl-C ended it.
+    """Run what lies prepared in folders; return whether Ctrl-C ended it, here or in a worker.
 
     Parameters
     ----------
@@ -85,52 +136,45 @@ def run_in_pool(
     spawn = multiprocessing.get_context("spawn")
     stop = spawn.Event()
     records: Queue[logging.LogRecord] | None = None if news is None else spawn.Queue()
+    interrupted = False
     with (
         # Workers that have ended have sent all their records, so the listener is left last.
-        _listening(records, news),
+        contextlib.nullcontext() if records is None or news is None else _News(records, news, stop) as heard,
         ProcessPoolExecutor(min(workers, len(runs)), spawn, _start_worker, (stop, records)) as pool,
     ):
         try:
-            futures = {pool.submit(_run, folder, name, sites): folder for folder, name in runs.items()}
+            with starting_workers():
+                futures = {pool.submit(_run, folder, name, sites): folder for folder, name in runs.items()}
             for future in as_completed(futures):
                 told(futures[future], future.result())
-        except KeyboardInterrupt:
-            return True
+        except (KeyboardInterrupt, _Stopped):
+            interrupted = True
         except BrokenProcessPool as error:
-            raise RunError(
-                "every worker process must live until the end, one was killed (memory?); what was done "
-                "is kept; go on with --resume and fewer --workers"
-            ) from error
+            raise RunError(KILLED) from error
         finally:
             stop.set()
             pool.shutdown(cancel_futures=True)
-    return False
-
-
-@contextlib.contextmanager
-def _listening(records: Queue[logging.LogRecord] | None, news: logging.Handler | None) -> Iterator[None]:
-    if records is None or news is None:
-        yield
-        return
-    listener = QueueListener(records, news)
-    listener.start()
-    try:
-        yield
-    finally:
-        listener.stop()
+    if heard is not None and heard.failure is not None:
+        raise heard.failure
+    return interrupted
 
 
 def _start_worker(stop: Event, records: Queue[logging.LogRecord] | None) -> None:
     global _stop, _records  # noqa: PLW0603, how a pool hands something to its processes
     _stop, _records = stop, records
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.environ["OMP_NUM_THREADS"] = "1"
+    start_worker()
     logging.getLogger("flwr").setLevel(logging.WARNING)
     logging.getLogger(ROUNDS).setLevel(logging.INFO)
 
 
 def _run(folder: Path, name: str, sites: int) -> str | None:
-    """Return None, or in one sentence why the run failed."""
+    """Return None, or in one sentence why the run failed.
+
+    Raises
+    ------
+    _Stopped
+        If it was interrupted.
+    """
     run_config: dict[str, bool | float | int | str] = {
         "config": str(folder / "config.yaml"),
         "overrides": "",
@@ -142,8 +186,10 @@ def _run(folder: Path, name: str, sites: int) -> str | None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         with _logging_as(name), _StoppableGrid(client_app, sites) as grid:
             server_app(grid, context)
-    except (_Stopped, KeyboardInterrupt):
-        return None
+    except KeyboardInterrupt:
+        raise _Stopped from None
+    except _Stopped:
+        raise
     except FedfairError as error:
         return str(error)
     except Exception as error:

@@ -84,8 +84,9 @@ def run_experiment(request: Request) -> bool:
     seeds: list[int] = experiment["seeds"]
     _write(folder / EXPERIMENT, experiment)
     (folder / "config.yaml").write_text(yaml.safe_dump(config.to_dict(), sort_keys=False), encoding="utf-8")
-    jobs = [_prepared(config, arm, seed, folder, request) for seed in seeds for arm in arms]
+    jobs: list[Job] = []
     try:
+        jobs += [_prepared(config, arm, seed, folder, request) for seed in seeds for arm in arms]
         interrupted = run_jobs(jobs, engine, adapter.schema, _at_once(request, jobs, adapter.schema))
     except FedfairError:
         # Nothing was trained: the mended command may use the same folder.
@@ -94,10 +95,12 @@ def run_experiment(request: Request) -> bool:
         raise
     finally:
         finished = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        status = "complete" if all(job.done for job in jobs) else "interrupted"
+        status = "complete" if jobs and all(job.done for job in jobs) else "interrupted"
         if folder.is_dir():
             _write(folder / EXPERIMENT, {**experiment, "status": status, "finished": finished})
-    _conclude(folder, f"{experiment['command']} --resume --output {folder}" if interrupted else None)
+    shared = f" --workers {request.workers}" if request.workers else ""
+    go_on = f"{experiment['command']} --resume --output {folder}{shared}"
+    _conclude(folder, go_on if interrupted else None)
     return interrupted
 
 
@@ -139,10 +142,14 @@ def _at_once(request: Request, jobs: Sequence[Job], schema: Schema) -> int:
     """Return how many runs share the worker processes, or zero where the sites of a run had better do so.
 
     Runs are alike and wait for nobody; of three sites on two processes one is alone for half of the time.
+    Runs that spend one budget must follow one another: which of them gets how much would be chance.
     """
+    ledgers = [job.config.privacy.ledger for job in jobs if job.config.privacy.on]
+    if request.engine != IN_PROCESS or len({*ledgers}) < len(ledgers):
+        return 0
     left = sum(not job.done for job in jobs)
     runs, sites = min(request.workers, left), min(request.workers, len(schema.sites))
-    return runs if request.engine == IN_PROCESS and runs >= sites else 0
+    return runs if runs >= sites else 0
 
 
 def _arm_config(config: Config, arm: str, seed: int, folder: Path, request: Request) -> Config:
@@ -239,7 +246,7 @@ def _conclude(folder: Path, go_on: str | None) -> None:
 def _composed(folder: Path) -> str:
     """Return what all private runs of the folder cost together, or nothing to say."""
     spent = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob(f"seed-*/*/{PRIVACY}")]
-    if len(spent) < 2:
+    if len(spent) < 2 or any(account["not_private"] for account in spent):
         return ""
     events = [Event(**event) for account in spent for event in account["events"]]
     told = describe(events, spent[0]["delta"], spent[0]["unit"], spent[0]["relation"])

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 # Lowest first. A module imports only from its own layer or lower ones, and never in a circle.
 # A package stands for all its modules, save those named on their own (as `package.module`).
 LAYERS = (
-    {"errors", "seeding", "plugins", "plain", "provenance", "audit", "files"},
+    {"errors", "seeding", "plugins", "plain", "provenance", "audit", "files", "processes"},
     {"batch", "coefficients"},
     {"data", "stored"},
     {"signals"},

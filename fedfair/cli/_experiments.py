@@ -27,7 +27,8 @@ def add_experiments(commands: Commands) -> None:
         type=natural,
         default=0,
         metavar="N",
-        help="processes that share the runs (seeds, methods), or the sites if these are more; same bits",
+        help="processes that share the runs (seeds, methods), or the sites of one run at a time where more "
+        "of these can work at once; same bits (default 0: one process does all)",
     )
     simulate.add_argument(
         "--engine",

@@ -228,6 +228,7 @@ def _sentence(verdict: Verdict) -> str:
         "better in": [metric.label for metric, _ in verdict.better],
         "worse in": [metric.label for metric, _ in verdict.worse],
         "no difference shown in": [metric.label for metric in verdict.not_shown],
+        "not estimable": [metric.label for metric in verdict.not_known],
     }
     said = [f"{words} {', '.join(labels)}" for words, labels in parts.items() if labels]
     return f"{verdict.heading}: {verdict.remark or '; '.join(said) + '.'}"

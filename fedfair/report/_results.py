@@ -176,8 +176,8 @@ class Verdict:
         Which arms, over how many seeds.
     better, worse : Sequence[tuple[Metric, Estimate]]
         Metrics whose interval of the difference does not contain zero.
-    not_shown : Sequence[Metric]
-        Metrics whose interval does, or is not known.
+    not_shown, not_known : Sequence[Metric]
+        Metrics whose interval does, and those whose difference is not estimable.
     remark : str
         Why nothing can be said, if so.
     """
@@ -186,6 +186,7 @@ class Verdict:
     better: Sequence[tuple[Metric, Estimate]] = ()
     worse: Sequence[tuple[Metric, Estimate]] = ()
     not_shown: Sequence[Metric] = ()
+    not_known: Sequence[Metric] = ()
     remark: str = ""
 
 
@@ -212,5 +213,8 @@ def _verdict(versus: str, by_metric: dict[str, Difference]) -> Verdict:
         heading,
         better=[(m, change) for m, change in clear if (change.value > 0) == m.higher_is_better],
         worse=[(m, change) for m, change in clear if (change.value > 0) != m.higher_is_better],
-        not_shown=[metric for metric, change in changes if not change.excludes_zero],
+        not_shown=[
+            metric for metric, change in changes if not (change.excludes_zero or math.isnan(change.value))
+        ],
+        not_known=[metric for metric, change in changes if math.isnan(change.value)],
     )

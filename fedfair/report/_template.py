@@ -76,6 +76,9 @@ The rule allows for {{ sums.rule.collusion|percent(1) }} of the {{ place }}s wor
 {% if v.not_shown %}
 <li><b>No difference shown</b> in {{ v.not_shown|map(attribute="label")|join(", ") }}.</li>
 {% endif %}
+{% if v.not_known %}
+<li><b>Not estimable</b>: the difference in {{ v.not_known|map(attribute="label")|join(", ") }}.</li>
+{% endif %}
 </ul>
 {% endif %}
 {% else %}

@@ -30,9 +30,9 @@ def test_a_phantom_is_a_tree_that_the_check_knows(tree: Path, capsys: pytest.Cap
 
 
 def test_another_set_than_asked_for_is_named(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["data", "check", str(tree), "--profile", "fairfedmed"]) == 1
+    assert main(["data", "check", str(tree), "--profile", "fairvlmed"]) == 1
     first = capsys.readouterr().out.partition("\nproblems\n")[2].splitlines()[0]
-    assert "must be those of FairFedMed-Oph" in first
+    assert "must be those of Harvard-FairVLMed" in first
     assert "got what looks like Harvard-FairVision" in first
     assert f"type `fedfair data check {tree} --profile fairvision`" in first
 

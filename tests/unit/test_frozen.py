@@ -12,6 +12,7 @@ from fedfair.blocks import ParameterBlocks
 from fedfair.data.encode import to_batch
 from fedfair.data.pixels import Pixels
 from fedfair.data.schema import SiteRecords
+from fedfair.errors import ConfigError
 from fedfair.frozen import precomputed
 from fedfair.gradients import weighted_gradients
 from fedfair.measure import measure
@@ -23,6 +24,7 @@ from fedfair.stored import StoredBatch
 from tests.unit.models.cases import (
     GROUPS,
     PHOTO,
+    PLAIN,
     PRETRAINED,
     SCAN,
     batch_of,
@@ -132,6 +134,30 @@ def test_stored_images_are_read_once_and_no_more(monkeypatch: pytest.MonkeyPatch
     for field in dataclasses.fields(found):
         own, other = getattr(found, field.name), getattr(wanted, field.name)
         np.testing.assert_allclose(own, other, rtol=1e-10) if own is not None else None
+
+
+class Learning(FrozenEncoder):
+    """An encoder whose first part learns, which nobody would notice."""
+
+    def __init__(self, front: torch.nn.Module) -> None:
+        super().__init__()
+        self.front = front
+
+    def precompute(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Return what a layer that learns makes of them."""
+        found: torch.Tensor = self.front(inputs)
+        return found
+
+    def embed(self, precomputed: torch.Tensor) -> torch.Tensor:
+        """Return it as it is."""
+        return precomputed
+
+
+def test_what_is_precomputed_must_not_learn() -> None:
+    model, _ = model_of(PLAIN["vector"])
+    model.encoders["own"] = Learning(model.encoders["own"])
+    with pytest.raises(ConfigError, match="`precompute` of encoder own must use frozen values alone"):
+        precomputed(model, batch_of(PLAIN["vector"].spec), 2)
 
 
 @needs_transformers

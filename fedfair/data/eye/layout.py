@@ -124,11 +124,11 @@ def diseases_in(tree: Tree, profile: Profile) -> tuple[str, ...]:
     return tuple(disease for disease in profile.diseases if disease in named)
 
 
-def names_a_disease(tree: Tree) -> bool:
-    """Return whether a table's name, or a folder below the root, says of which disease the files are."""
+def names_of_diseases(tree: Tree) -> set[str]:
+    """Return the diseases that tables, or folders below the root, are named after."""
     tables = (_RECORDS.fullmatch(_stem(table)) for table in tree.tables or _beside(tree.root))
     folders = {part for file in tree.files for part in file.path.casefold().split("/")[:-1]}
-    return not folders.isdisjoint(DISEASES) or any(match and any(match.groups()) for match in tables)
+    return {*folders, *(name for match in tables if match for name in match.groups() if name)} & {*DISEASES}
 
 
 def find_layout(tree: Tree, profile: Profile, disease: str) -> Layout:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from fedfair.data.eye.index import facts_of_file
-from fedfair.data.eye.layout import Tree, diseases_in, find_layout, names_a_disease
-from fedfair.data.eye.profiles import ARRAYS, PROFILES, Profile
+from fedfair.data.eye.layout import Tree, diseases_in, find_layout, names_of_diseases
+from fedfair.data.eye.profiles import ARRAYS, NOTE, PROFILES, Profile
 
 _LOOKED_AT = 5
 _VISION, _NOTES, _SITES = (PROFILES[name] for name in ("fairvision", "fairvlmed", "fairfedmed"))
@@ -20,38 +20,45 @@ def guess(tree: Tree) -> Profile | None:
 def another(tree: Tree, chosen: Profile) -> Profile | None:
     """Return the data set that the files are of, if they are not of the chosen one; None in doubt.
 
-    FairVision and FairFedMed differ in names alone, so without these either may be meant.
+    FairVision and FairFedMed differ in names alone, and glaucoma is in all three sets: a folder or table
+    named after it proves nothing against a profile that its images fit.
     """
-    named = _by_names(tree) if tree.files else None
-    likely = named or guess(tree)
+    likely = guess(tree)
     if likely is None or likely is chosen:
         return None
-    return likely if named or ("oct" in likely.modalities) != ("oct" in chosen.modalities) else None
+    if _by_names(tree):
+        return likely
+    volumes = ARRAYS["oct"].key in _members(tree)
+    return likely if volumes == ("oct" in likely.modalities) != ("oct" in chosen.modalities) else None
 
 
 def _by_names(tree: Tree) -> Profile | None:
-    """Return what tables and folders are named after; the folder's own name may be anything."""
+    """Return what the names of tables and folders prove; the folder's own name may be anything."""
     layout = find_layout(tree, _NOTES, "glaucoma")
     if layout.sites:
         return _SITES
     if layout.texts or layout.splits:
         return _NOTES
-    return _VISION if names_a_disease(tree) else None
+    return _VISION if names_of_diseases(tree) - {*_NOTES.diseases} else None
 
 
 def _by_members(tree: Tree) -> Profile | None:
-    """Return what the images of some files tell; only FairVLMed has no OCT."""
-    keys = _images(tree)
-    if ARRAYS["oct"].key not in keys and ARRAYS["slo"].key in keys:
+    """Return what some files hold, and without a note in them what the names suggest."""
+    members = _members(tree)
+    volumes, photos = (ARRAYS[name].key in members for name in ("oct", "slo"))
+    if NOTE in members:
+        return _NOTES
+    if not names_of_diseases(tree) and photos and not volumes:
         return _NOTES
     if diseases_in(tree, _VISION):
         return _VISION
-    if ARRAYS["oct"].key not in keys:
+    if not volumes:
         return None
     return _SITES if find_layout(tree, _SITES, "glaucoma").records else _VISION
 
 
-def _images(tree: Tree) -> Collection[str]:
-    """Return the image members of some files from all over the folder: one may lack what it should have."""
+def _members(tree: Tree) -> Collection[str]:
+    """Return images and notes of some files from all over the folder: one may lack what it should have."""
     some = tree.files[:: max(1, len(tree.files) // _LOOKED_AT)][:_LOOKED_AT]
-    return {key for file in some for key in facts_of_file(tree.root / file.path).shapes}
+    facts = [facts_of_file(tree.root / file.path) for file in some]
+    return {key for own in facts for key in (*own.shapes, *own.noted)}

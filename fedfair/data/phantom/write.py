@@ -18,6 +18,7 @@ from fedfair.data.phantom.patients import draw_patients
 from fedfair.data.phantom.pictures import oct_of, slo_of
 from fedfair.data.phantom.spec import MODALITIES, PhantomSpec
 from fedfair.errors import DataError
+from fedfair.processes import start_worker, starting_workers
 from fedfair.seeding import numpy_generator
 
 _AT_ONCE = 8
@@ -145,8 +146,9 @@ def _run(tasks: Sequence[_Task], workers: int) -> Iterator[int]:
         yield from map(_write, tasks)
         return
     # Workers must not inherit threads or generators from this process.
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        futures = [pool.submit(_write, task) for task in tasks]
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), start_worker) as pool:
+        with starting_workers():
+            futures = [pool.submit(_write, task) for task in tasks]
         try:
             for future in as_completed(futures):
                 yield future.result()
